@@ -1,0 +1,49 @@
+# `make demo` and `make test` each set up what they need in .venv and run, from a fresh clone.
+
+PYTHON ?= python3
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+# An install is repeated when pyproject.toml changes.
+DEMO_STAMP := $(VENV)/.installed-demo
+TEST_STAMP := $(VENV)/.installed-test
+# One thread per test worker; more would fight over the cores.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: demo test lint types zoo clean help
+
+demo: $(DEMO_STAMP)  ## train a small RepVGG on real images, fuse it and compare
+	$(BIN)/python examples/repvgg.py $(ARGS)
+
+test: $(TEST_STAMP)  ## the test suite
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+zoo: $(TEST_STAMP)  ## only the tests on timm's and torchvision's nets
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m zoo $(ARGS)
+
+lint: $(TEST_STAMP)  ## ruff
+	$(BIN)/ruff check .
+
+types: $(TEST_STAMP)  ## mypy, strict, on reparam/
+	$(BIN)/mypy
+
+clean:  ## remove .venv, caches and what the examples wrote
+	rm -rf $(VENV) build dist out .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(DEMO_STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --editable '.[examples]'
+	touch $@
+
+$(TEST_STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --editable '.[test,zoo,examples]'
+	touch $@

@@ -1,0 +1,141 @@
+"""Sum of parallel convolutions.
+
+    sum_r sum_a W_r[a] . x[s j - lo_r + d_r a]  =  sum_o W[o] . x[s j + o]        over the union of the tap offsets o
+
+Domain: the same input, channels, axes, stride and slack. Slack fixes the output length; with different slacks the lengths
+agree for some sizes only (stride > 1) or for none. Kernels are placed at their own offsets, never centred, so 1xk, even,
+off-centre, cropped and dilated kernels need no case of their own. The taps of the result lie on the coarsest lattice that
+holds all offsets (3x3 at dilation 2 plus 1x1 stays 3x3 at dilation 2). Borders must be extended alike, or one side never
+reads outside.
+
+Source: the sum of RepVGG (arXiv 2101.03697, section 3.3) and DBB (arXiv 2103.13425, transforms II and VI), freed of their
+centred kernels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from reparam.algebra.conv import Conv, Ints
+from reparam.algebra.groups import as_finer_blocks, finer_blocks, rows, with_rows
+from reparam.algebra.refusal import Refusal
+
+RULE = "branch_sum"
+
+
+def branch_sum(parts: Sequence[Conv]) -> Conv | Refusal:
+    """One convolution equal to the sum of ``parts``, which read one input.
+
+    Returns:
+        The sum, without a weight if a part has none; or why there is no such convolution.
+
+    Example:
+        >>> from reparam.algebra import Conv, identity
+        >>> plain = Conv(4, 4, kernel=(3,), stride=(1,), dilation=(2,), lo=(2,), hi=(2,))
+        >>> total = branch_sum([plain, identity(4, axes=1)])
+        >>> total.kernel, total.dilation
+        ((3,), (2,))
+    """
+    box: Conv | Refusal = parts[0]
+    for part in parts[1:]:
+        box = common_box(box, part)
+        if isinstance(box, Refusal):
+            return box
+    assert isinstance(box, Conv)
+    if len(parts) == 1:
+        return box
+    box = replace(box, weight=None, identity=False)
+    if any(part.weight is None and not part.identity for part in parts):
+        return box
+    device = next((part.weight.device for part in parts if part.weight is not None), None)
+    total = torch.zeros(_rows_shape(box), dtype=torch.float64, device=device)
+    for part in parts:
+        add_into(total, box, part)
+    return with_rows(box, total)
+
+
+def _rows_shape(box: Conv) -> Ints:
+    return (box.out_channels, box.in_channels // box.groups, *box.kernel)
+
+
+def add_into(total: Tensor, box: Conv, part: Conv) -> None:
+    """Add the taps of ``part`` at their offsets to ``total``, the weight of the larger ``box``."""
+    window = total[(..., *(slice(o, o + st * (k - 1) + 1, st) for o, st, k in _placement(box, part)))]
+    blocks = finer_blocks(window, box.groups, part.groups)
+    if part.identity and part.weight is None:
+        blocks.add_(1)
+        return
+    weight = rows(part)
+    blocks.add_(as_finer_blocks(weight, box.groups, part.groups).to(total.device))
+
+
+def _placement(box: Conv, part: Conv) -> list[tuple[int, int, int]]:
+    """Per axis: index of the part's first tap in the box, step between its taps, number of taps."""
+    first = [(lo - at) // d for lo, at, d in zip(box.lo, part.lo, box.dilation, strict=True)]
+    steps = [max(d // e, 1) for d, e in zip(part.dilation, box.dilation, strict=True)]
+    return list(zip(first, steps, part.kernel, strict=True))
+
+
+def common_box(a: Conv, b: Conv) -> Conv | Refusal:
+    """The smallest structure that holds the taps of both, or why their sum is no convolution."""
+    if a.identity and b.identity and (a.in_channels == 0 or b.in_channels == 0):
+        return Refusal(RULE, "the channels of the input are not known, a broadcast is possible", "give an example input")
+    if (a.in_channels, a.out_channels) != (b.in_channels, b.out_channels):
+        found = f"{a.in_channels} -> {a.out_channels} and {b.in_channels} -> {b.out_channels}"
+        return Refusal(RULE, f"channels differ ({found}): the sum broadcasts", "give the branches the same channels")
+    if a.axes != b.axes:
+        return Refusal(RULE, f"spatial axes differ: {a.axes} and {b.axes}")
+    if a.transposed != b.transposed:
+        return Refusal(RULE, "one branch is a transposed convolution, the other is not")
+    if a.stride != b.stride:
+        return Refusal(RULE, f"strides differ: {a.stride} and {b.stride}", "give the branches one stride")
+    if a.transposed and a.output_padding != b.output_padding:
+        return Refusal(RULE, f"output paddings differ: {a.output_padding} and {b.output_padding}")
+    if a.slack != b.slack:
+        why = f"output sizes differ or agree for some input sizes only (slack {a.slack} and {b.slack})"
+        return Refusal(RULE, why, "pad the branches so that their sizes agree, or give example_inputs to fix the size")
+    border = _common_border(a, b)
+    if isinstance(border, Refusal):
+        return border
+    lo, hi, kernel, dilation = [], [], [], []
+    for axis in range(a.axes):
+        first = min(-a.lo[axis], -b.lo[axis])
+        last = max(a.extent[axis] - a.lo[axis], b.extent[axis] - b.lo[axis])
+        step = gcd(
+            a.dilation[axis] if a.kernel[axis] > 1 else 0,
+            b.dilation[axis] if b.kernel[axis] > 1 else 0,
+            abs(a.lo[axis] - b.lo[axis]),
+        )
+        step = step or 1
+        taps = (last - first) // step + 1
+        kernel.append(taps)
+        dilation.append(step)
+        lo.append(-first)
+        hi.append(a.slack[axis] + first + step * (taps - 1))
+    return replace(
+        a,
+        kernel=tuple(kernel),
+        dilation=tuple(dilation),
+        lo=tuple(lo),
+        hi=tuple(hi),
+        groups=gcd(a.groups, b.groups),
+        weight=None,
+        identity=False,
+        border=border.border,
+        fill=border.fill,
+    )
+
+
+def _common_border(a: Conv, b: Conv) -> Conv | Refusal:
+    """The operand whose way to extend the input serves both."""
+    for one, other in ((a, b), (b, a)):
+        if one.never_outside:
+            return other
+    if a.border is not b.border:
+        return Refusal(RULE, f"borders are extended differently: {a.border.value} and {b.border.value}")
+    if a.fill is not b.fill and not (a.fill is not None and b.fill is not None and torch.equal(a.fill, b.fill)):
+        return Refusal(RULE, "borders are extended by different constants")
+    return a

@@ -1,0 +1,172 @@
+"""The normal form of one linear, shift-equivariant map.
+
+    y[j] = sum_a  W[a] . x[s j - lo + d a],      x extended beyond its ends
+
+Letters used throughout: ``k`` kernel, ``s`` stride, ``d`` dilation, ``lo``/``hi`` padding before and behind (negative =
+crop), ``g`` groups, ``n`` number of spatial axes. ``slack = lo + hi - d (k - 1)`` alone fixes the output length,
+``floor((L + slack - 1) / s) + 1``.
+"""
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from math import prod
+from typing import final
+
+from torch import Tensor
+
+Ints = tuple[int, ...]
+
+
+class Border(Enum):
+    """How an input is extended beyond its ends."""
+
+    CONSTANT = "zeros"
+    REFLECT = "reflect"
+    REPLICATE = "replicate"
+    CIRCULAR = "circular"
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Conv:
+    """One convolution, without bias, as integers and a weight.
+
+    Args:
+        out_channels: channels of the result.
+        in_channels: channels of the input; 0 if unknown, which only an identity may have.
+        kernel: taps per axis; ``()`` for a linear layer.
+        stride: step per axis.
+        dilation: distance between taps per axis.
+        lo: padding before the first element per axis; negative crops.
+        hi: padding behind the last element per axis; negative crops.
+        groups: number of channel groups.
+        weight: ``(out, in/groups, *kernel)``, transposed ``(in, out/groups, *kernel)``; None: structure only.
+        identity: the map returns its input (one tap of weight 1 at offset 0).
+        border: how the input is extended.
+        fill: ``(in,)``, the constant that extends the input; None: zeros.
+        transposed: the map scatters, as ``nn.ConvTranspose2d`` does.
+        output_padding: of a transposed convolution.
+
+    Example:
+        >>> Conv(8, 8, kernel=(3,), stride=(2,), dilation=(1,), lo=(1,), hi=(1,)).slack
+        (0,)
+    """
+
+    out_channels: int
+    in_channels: int
+    kernel: Ints
+    stride: Ints
+    dilation: Ints
+    lo: Ints
+    hi: Ints
+    groups: int = 1
+    weight: Tensor | None = None
+    identity: bool = False
+    border: Border = Border.CONSTANT
+    fill: Tensor | None = None
+    transposed: bool = False
+    output_padding: Ints = ()
+
+    def __post_init__(self) -> None:
+        axes = {len(t) for t in (self.kernel, self.stride, self.dilation, self.lo, self.hi)}
+        if len(axes) != 1:
+            raise ValueError(f"expected one entry per axis in every field, found lengths {sorted(axes)}")
+        if self.out_channels % self.groups or self.in_channels % self.groups:
+            raise ValueError(f"{self.groups} groups do not divide {self.in_channels} -> {self.out_channels} channels")
+        if self.weight is not None and tuple(self.weight.shape) != self.weight_shape:
+            raise ValueError(f"expected a weight of shape {self.weight_shape}, found {tuple(self.weight.shape)}")
+
+    @property
+    def weight_shape(self) -> Ints:
+        """Shape of the weight."""
+        first, second = (
+            (self.in_channels, self.out_channels) if self.transposed else (self.out_channels, self.in_channels)
+        )
+        return (first, second // self.groups, *self.kernel)
+
+    @property
+    def axes(self) -> int:
+        """Number of spatial axes."""
+        return len(self.kernel)
+
+    @property
+    def extent(self) -> Ints:
+        """Distance from the first to the last tap, ``d (k - 1)``, per axis."""
+        return tuple(d * (k - 1) for k, d in zip(self.kernel, self.dilation, strict=True))
+
+    @property
+    def slack(self) -> Ints:
+        """``lo + hi - d (k - 1)`` per axis: fixes the output length."""
+        return tuple(lo + hi - e for lo, hi, e in zip(self.lo, self.hi, self.extent, strict=True))
+
+    @property
+    def pointwise(self) -> bool:
+        """One tap at offset 0, stride 1, no change of size: a matrix on the channels."""
+        return (
+            not self.transposed
+            and all(k == 1 and s == 1 for k, s in zip(self.kernel, self.stride, strict=True))
+            and not any(self.lo)
+            and not any(self.hi)
+        )
+
+    @property
+    def diagonal(self) -> bool:
+        """A pointwise map that only scales each channel."""
+        return self.pointwise and (self.identity or self.groups == self.in_channels == self.out_channels)
+
+    @property
+    def taps(self) -> int:
+        """Taps of the kernel."""
+        return prod(self.kernel)
+
+    @property
+    def structure(self) -> "Conv":
+        """The same map without its weight."""
+        return replace(self, weight=None)
+
+    def reads_outside(self, axis: int) -> bool:
+        """Whether some output may depend on the extension of the input along ``axis``."""
+        return self.lo[axis] > 0 or self.hi[axis] > 0
+
+    @property
+    def never_outside(self) -> bool:
+        """Whether no output depends on the extension of the input."""
+        return not any(self.reads_outside(axis) for axis in range(self.axes))
+
+    def constant_outside(self, axis: int) -> bool:
+        """Whether all taps of every output beyond the ends of ``axis`` lie beyond the ends of the input, for all sizes.
+
+        Then the formula, evaluated there, gives the response to the input's extension. It holds for one unpadded
+        tap and for "full" padding.
+        """
+        if self.identity:
+            return True
+        if self.transposed or self.border is not Border.CONSTANT:
+            return False
+        k_extent, s = self.extent[axis], self.stride[axis]
+        return self.lo[axis] >= k_extent + 1 - s and self.hi[axis] >= k_extent
+
+
+def pointwise(
+    out_channels: int,
+    in_channels: int,
+    axes: int,
+    groups: int = 1,
+    weight: Tensor | None = None,
+    identity: bool = False,
+) -> Conv:
+    """A matrix on the channels as a convolution of one tap over ``axes`` axes; ``weight`` is ``(out, in/groups)``."""
+    ones, zeros = (1,) * axes, (0,) * axes
+    if weight is not None:
+        weight = weight.reshape(out_channels, in_channels // groups, *ones)
+    return Conv(out_channels, in_channels, ones, ones, ones, zeros, zeros, groups, weight, identity)
+
+
+def diagonal(channels: int, axes: int, scale: Tensor | None = None) -> Conv:
+    """Multiplication of each channel by ``scale``, ``(channels,)``, as a depthwise convolution of one tap."""
+    return pointwise(channels, channels, axes, groups=channels, weight=scale)
+
+
+def identity(channels: int, axes: int, weight: Tensor | None = None) -> Conv:
+    """The identity as a depthwise convolution; ``weight`` is ones of shape ``(channels,)``; 0 channels: not known."""
+    return pointwise(channels, channels, axes, groups=max(channels, 1), weight=weight, identity=True)

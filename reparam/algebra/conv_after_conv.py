@@ -1,0 +1,203 @@
+"""Two convolutions in sequence.
+
+With ``v[m] = sum_a V[a] . x[s1 m - lo1 + d1 a]`` and ``u[j] = sum_b U[b] . v[s2 j - lo2 + d2 b]``:
+
+    u[j] = sum_{a,b} U[b] V[a] . x[s1 s2 j - (lo1 + s1 lo2) + d1 a + s1 d2 b]
+
+so ``s = s1 s2``, ``lo = lo1 + s1 lo2``, ``slack = slack1 + s1 slack2`` (the lengths agree for every size, since floors of
+quotients nest), taps on the lattice ``gcd(d1, s1 d2)``, ``groups = gcd(g1, g2)``.
+
+Domain: wherever ``u`` reads beyond the ends of ``v``, the formula for ``v`` must give what ``u`` assumes there. That is
+the border rule, which ``Affine`` decides, because it needs the bias of ``v``. A non-constant border (reflect, ...) of
+``u`` commutes with a pointwise ``v`` and with nothing else. Transposed convolutions compose with pointwise ones.
+
+Source: DBB (arXiv 2103.13425, transform III) for 1x1 then kxk; here for every geometry.
+"""
+
+from dataclasses import replace
+from math import gcd, prod
+
+import torch
+from torch import Tensor
+
+from reparam.algebra.conv import Border, Conv
+from reparam.algebra.groups import densify, rows, with_rows
+from reparam.algebra.refusal import Refusal
+
+RULE = "conv_after_conv"
+
+
+def conv_after_conv(outer: Conv, inner: Conv) -> Conv | Refusal:
+    """One convolution equal to ``outer`` after ``inner``, provided that the border rule holds.
+
+    Returns:
+        The composition, without a weight if an operand has none; or why there is no such convolution.
+
+    Example:
+        >>> from reparam.algebra import Conv
+        >>> first = Conv(4, 4, kernel=(3,), stride=(2,), dilation=(1,), lo=(0,), hi=(0,))
+        >>> second = Conv(4, 4, kernel=(3,), stride=(1,), dilation=(1,), lo=(0,), hi=(0,))
+        >>> chain = conv_after_conv(second, first)
+        >>> chain.kernel, chain.stride
+        ((7,), (2,))
+    """
+    box = _composed_box(outer, inner)
+    if isinstance(box, Refusal):
+        return box
+    if inner.identity:
+        return replace(box, weight=outer.weight, identity=outer.identity)
+    if outer.identity:
+        return replace(box, weight=inner.weight)
+    if outer.weight is None or inner.weight is None:
+        return box
+    if outer.diagonal:
+        return with_rows(box, _scale_rows(rows(outer), rows(inner)))
+    if inner.diagonal:
+        return with_rows(box, _scale_columns(rows(outer), rows(inner), outer.groups))
+    return with_rows(box, _product(box, outer, inner))
+
+
+def _composed_box(outer: Conv, inner: Conv) -> Conv | Refusal:
+    if outer.identity and outer.in_channels == 0:
+        return replace(inner, weight=None)
+    if inner.identity and inner.in_channels == 0:
+        if outer.identity:
+            return outer
+        return Refusal(RULE, "the channels of a value are not known, a broadcast is possible", "give an example input")
+    if outer.in_channels != inner.out_channels:
+        return Refusal(RULE, f"channels differ: {inner.out_channels} into {outer.in_channels}")
+    if outer.axes != inner.axes:
+        if not (inner.pointwise or outer.pointwise):
+            return Refusal(RULE, f"spatial axes differ: {inner.axes} and {outer.axes}")
+        outer, inner = _same_axes(outer, inner)
+    groups = gcd(outer.groups, inner.groups)
+    if outer.identity or inner.identity:
+        groups = inner.groups if outer.identity else outer.groups
+    if outer.transposed or inner.transposed:
+        if outer.transposed and inner.transposed or not (outer.pointwise or inner.pointwise):
+            return Refusal(RULE, "a transposed convolution composes with pointwise ones only")
+        shape = inner if inner.transposed else outer
+        return replace(
+            shape,
+            out_channels=outer.out_channels,
+            in_channels=inner.in_channels,
+            groups=groups,
+            weight=None,
+            identity=False,
+        )
+    border = _composed_border(outer, inner)
+    if isinstance(border, Refusal):
+        return border
+    lo, hi, kernel, dilation = [], [], [], []
+    for axis in range(outer.axes):
+        s1, d1, d2 = inner.stride[axis], inner.dilation[axis], s_d(inner, outer, axis)
+        extent = inner.extent[axis] + s1 * outer.extent[axis]
+        step = gcd(d1 if inner.kernel[axis] > 1 else 0, d2 if outer.kernel[axis] > 1 else 0) or 1
+        before = inner.lo[axis] + s1 * outer.lo[axis]
+        lo.append(before)
+        hi.append(inner.slack[axis] + s1 * outer.slack[axis] - before + extent)
+        kernel.append(extent // step + 1)
+        dilation.append(step)
+    return Conv(
+        out_channels=outer.out_channels,
+        in_channels=inner.in_channels,
+        kernel=tuple(kernel),
+        stride=tuple(a * b for a, b in zip(inner.stride, outer.stride, strict=True)),
+        dilation=tuple(dilation),
+        lo=tuple(lo),
+        hi=tuple(hi),
+        groups=groups,
+        identity=outer.identity and inner.identity,
+        border=border[0],
+        fill=border[1],
+    )
+
+
+def s_d(inner: Conv, outer: Conv, axis: int) -> int:
+    """Distance, on the input of ``inner``, between neighbouring taps of ``outer``."""
+    return inner.stride[axis] * outer.dilation[axis]
+
+
+def _same_axes(outer: Conv, inner: Conv) -> tuple[Conv, Conv]:
+    """Give a pointwise operand the axes of the other."""
+    axes = max(outer.axes, inner.axes)
+
+    def widened(conv: Conv) -> Conv:
+        if conv.axes == axes:
+            return conv
+        ones, zeros = (1,) * axes, (0,) * axes
+        weight = None if conv.weight is None else conv.weight.reshape(*conv.weight.shape[:2], *ones)
+        return replace(conv, kernel=ones, stride=ones, dilation=ones, lo=zeros, hi=zeros, weight=weight)
+
+    return widened(outer), widened(inner)
+
+
+def _composed_border(outer: Conv, inner: Conv) -> tuple[Border, Tensor | None] | Refusal:
+    if outer.never_outside or outer.border is Border.CONSTANT:
+        # where ``outer`` reads outside, the border rule makes its constant the response to the inner extension
+        return inner.border, inner.fill
+    if not inner.pointwise:
+        return Refusal(
+            RULE,
+            f"the border of the second operation is extended by {outer.border.value}, the first is not pointwise",
+        )
+    return outer.border, None
+
+
+def _scale_rows(scale: Tensor, weight: Tensor) -> Tensor:
+    """Diagonal after: ``scale`` ``(out, 1, ...)`` on the rows."""
+    return weight * scale.reshape(-1, *(1,) * (weight.dim() - 1)).double()
+
+
+def _scale_columns(weight: Tensor, scale: Tensor, groups: int) -> Tensor:
+    """Diagonal before: ``scale`` ``(in, 1, ...)`` on the columns of a weight with ``groups`` groups."""
+    out, inner, *kernel = weight.shape
+    blocks = weight.reshape(groups, out // groups, inner, *kernel)
+    factors = scale.reshape(groups, 1, inner, *(1,) * len(kernel)).double()
+    return (blocks * factors).reshape(weight.shape)
+
+
+def _product(box: Conv, outer: Conv, inner: Conv) -> Tensor:
+    """Matrix product of all pairs of taps, one group at a time, in float64."""
+    if outer.axes != inner.axes:
+        outer, inner = _same_axes(outer, inner)
+    g = box.groups
+    second = densify(rows(outer).double(), outer.groups, g)
+    first = densify(rows(inner).double(), inner.groups, g).to(second.device)
+    middle = outer.in_channels // g
+    second = second.reshape(g, -1, middle, outer.taps)
+    first = first.reshape(g, middle, -1, inner.taps)
+    out, columns = second.shape[1], first.shape[2]
+    if box.transposed:  # the other operand is pointwise
+        product = torch.einsum("gomb,gmia->goiba", second, first).reshape(g * out, columns, *box.kernel)
+        return product
+    total = second.new_zeros(g, out, columns, *box.kernel)
+    few, many = (outer, inner) if outer.taps <= inner.taps else (inner, outer)
+    for tap, where in enumerate(_shifts(box, outer, inner, few)):
+        if few is outer:
+            term = second[..., tap] @ first.reshape(g, middle, columns * inner.taps)
+        else:
+            term = (second.movedim(-1, 1).reshape(g, outer.taps * out, middle) @ first[..., tap]).reshape(
+                g, outer.taps, out, columns
+            )
+            term = term.movedim(1, -1)
+        total[(..., *where)] += term.reshape(g, out, columns, *many.kernel)
+    return total.reshape(g * out, columns, *box.kernel)
+
+
+def _shifts(box: Conv, outer: Conv, inner: Conv, few: Conv) -> list[tuple[slice, ...]]:
+    """For every tap of ``few``: where the taps of the other operand fall in the box."""
+    many = inner if few is outer else outer
+    steps = {
+        id(outer): [s_d(inner, outer, axis) // e for axis, e in enumerate(box.dilation)],
+        id(inner): [d // e for d, e in zip(inner.dilation, box.dilation, strict=True)],
+    }
+    shifts: list[tuple[slice, ...]] = [()]
+    for k, step, n, stride in zip(few.kernel, steps[id(few)], many.kernel, steps[id(many)], strict=True):
+        stride = stride if n > 1 else 1
+        step = step if k > 1 else 1
+        shifts = [
+            (*head, slice(tap * step, tap * step + stride * (n - 1) + 1, stride)) for head in shifts for tap in range(k)
+        ]
+    assert len(shifts) == prod(few.kernel)
+    return shifts

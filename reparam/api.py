@@ -1,0 +1,67 @@
+"""The two verbs: ``fuse`` and ``plan``."""
+
+from torch import nn
+
+from reparam.cost import DEFAULT_COST, Cost
+from reparam.graph.lift import LIFTINGS, Lifting
+from reparam.graph.session import Exclude, Options, Session, apply
+from reparam.report import Plan
+
+
+def fuse(
+    model: nn.Module,
+    *,
+    inplace: bool = False,
+    check: bool = True,
+    cost: Cost = DEFAULT_COST,
+    exclude: Exclude = (),
+    liftings: tuple[Lifting, ...] = LIFTINGS,
+) -> nn.Module:
+    """Rewrite every linear region of a model into as few convolutions as possible.
+
+    Args:
+        model: any module, in eval mode.
+        inplace: change ``model`` itself; on an error it is left as it was.
+        check: compare every region with the operations that it replaces, in float64; a region that differs is left alone.
+        cost: the policy that decides whether an exact rewrite is made.
+        exclude: path patterns (``"head.*"``), types, or predicates of ``(path, module)``: these stay as they are.
+        liftings: what is known to be linear; extend with ``reparam.LIFTINGS + (mine,)``.
+
+    Returns:
+        A model of the same class that computes the same.
+
+    Raises:
+        TrainingModeError: the model is in training mode.
+        ReparamError: the argument is not a module.
+
+    Example:
+        >>> import torch, reparam
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).eval()
+        >>> reparam.fuse(net)
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): Identity()
+        )
+    """
+    return apply(model, Options(cost, tuple(exclude), liftings), inplace=inplace, check=check)
+
+
+def plan(
+    model: nn.Module,
+    *,
+    cost: Cost = DEFAULT_COST,
+    exclude: Exclude = (),
+    liftings: tuple[Lifting, ...] = LIFTINGS,
+) -> Plan:
+    """What ``fuse`` would do: regions before and after, and everything left alone with its reason.
+
+    Args:
+        model: any module, in eval mode; it is not changed.
+        cost: as for ``fuse``.
+        exclude: as for ``fuse``.
+        liftings: as for ``fuse``.
+
+    Raises:
+        TrainingModeError: the model is in training mode.
+    """
+    return Session(model, Options(cost, tuple(exclude), liftings)).summary()

@@ -1,0 +1,106 @@
+"""What a convolution costs, and the policy that decides whether an exact rewrite is made.
+
+Rules decide equality, the policy decides use. A policy is any function from ``Work`` to a number; a rewrite is made iff the
+number gets smaller. Sizes are relative: elements per channel at the resolution of the region.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Final, final
+
+from reparam.algebra import Affine, Conv
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Work of an operation or of several.
+
+    Args:
+        macs: multiply-adds.
+        traffic: elements of activations read and written.
+        parameters: weights and biases.
+        launches: operations.
+    """
+
+    macs: float = 0.0
+    traffic: float = 0.0
+    parameters: int = 0
+    launches: int = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.macs + other.macs,
+            self.traffic + other.traffic,
+            self.parameters + other.parameters,
+            self.launches + other.launches,
+        )
+
+
+Cost = Callable[[Work], float]
+NEVER: Final = float("inf")
+
+
+def macs_and_traffic(work: Work) -> float:
+    """The default: ``MACs + (elements read + written)``."""
+    return work.macs + work.traffic
+
+
+def macs(work: Work) -> float:
+    """Multiply-adds; ties are decided by traffic."""
+    return work.macs + 1e-6 * work.traffic
+
+
+def traffic(work: Work) -> float:
+    """Elements of activations read and written."""
+    return work.traffic + 1e-6 * work.macs
+
+
+def parameters(work: Work) -> float:
+    """Parameters; ties are decided by traffic."""
+    return work.parameters + 1e-6 * work.traffic
+
+
+def always(work: Work) -> float:
+    """Fewest operations, whatever they cost."""
+    return work.launches + 1e-12 * work.traffic
+
+
+DEFAULT_COST: Final[Cost] = macs_and_traffic
+
+
+def conv_work(conv: Conv, biased: bool, size_in: float, size_out: float) -> Work:
+    """Work of one convolution; ``size_in`` and ``size_out`` are spatial elements."""
+    groups = conv.groups if conv.axes else 1  # nn.Linear has no groups
+    if conv.diagonal:
+        groups = conv.groups
+    weights = conv.out_channels * conv.in_channels // groups * conv.taps
+    positions = size_in if conv.transposed else size_out
+    return Work(
+        macs=weights * positions,
+        traffic=conv.in_channels * size_in + conv.out_channels * size_out,
+        parameters=weights + (conv.out_channels if biased else 0),
+        launches=1,
+    )
+
+
+def affine_work(formula: Affine, sizes: Mapping[object, float], size_out: float) -> Work:
+    """Work of a value that is computed as its formula says: one convolution per term, and the sum."""
+    work = Work()
+    biased = formula.biased
+    for root, conv in formula.terms.items():
+        if conv.identity:
+            continue
+        work += conv_work(conv, biased, sizes[root], size_out)
+        biased = False
+    extra = len(formula.terms) - 1
+    channels = formula.channels or 1
+    if biased and any(conv.identity for conv in formula.terms.values()):
+        extra += 1  # a bias that no convolution takes along
+    return work + Work(traffic=3 * channels * size_out * extra, launches=extra)
+
+
+def resolution(conv: Conv, size_in: float) -> float:
+    """Spatial elements of the result, up to borders."""
+    return size_in * prod(conv.stride) if conv.transposed else size_in / prod(conv.stride)

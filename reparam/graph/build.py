@@ -1,0 +1,84 @@
+"""Torch modules that compute the terms of a formula."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from reparam.algebra import Border, Conv
+from reparam.algebra.groups import densify, rows
+
+CONVS: Final[Mapping[int, type[nn.Module]]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: Final[Mapping[int, type[nn.Module]]] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
+ZERO_PADS: Final[Mapping[int, type[nn.Module]]] = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
+BORDER_PADS: Final[Mapping[Border, str]] = {
+    Border.REFLECT: "ReflectionPad",
+    Border.REPLICATE: "ReplicationPad",
+    Border.CIRCULAR: "CircularPad",
+}
+
+
+def build(
+    conv: Conv,
+    bias: Tensor | None,  # (out,)
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    trainable: bool = True,
+) -> nn.Module:
+    """The module that computes ``conv(x) + bias``.
+
+    Returns:
+        ``nn.Linear``, ``nn.Conv*d``, ``nn.ConvTranspose*d``, or ``nn.Sequential`` of a padding and a convolution where no
+        symmetric padding fits.
+    """
+    with torch.device("meta"):
+        module, pad = _shell(conv, bias is not None)
+    weight = conv.weight if conv.weight is not None else rows(conv)
+    if conv.axes == 0:
+        weight = densify(weight, conv.groups, 1)
+    module.weight = nn.Parameter(_rounded(weight, dtype, device), requires_grad=trainable)
+    if bias is not None:
+        module.bias = nn.Parameter(_rounded(bias, dtype, device), requires_grad=trainable)
+    module.eval()
+    return module if pad is None else nn.Sequential(pad, module).eval()
+
+
+def _rounded(values: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    return values.detach().to(dtype=dtype, device=device, copy=True).contiguous()
+
+
+def _shell(conv: Conv, biased: bool) -> tuple[nn.Module, nn.Module | None]:
+    if conv.axes == 0:
+        return nn.Linear(conv.in_channels, conv.out_channels, bias=biased), None
+    common: dict[str, Any] = {
+        "in_channels": conv.in_channels,
+        "out_channels": conv.out_channels,
+        "kernel_size": conv.kernel,
+        "stride": conv.stride,
+        "dilation": conv.dilation,
+        "groups": conv.groups,
+        "bias": biased,
+    }
+    if conv.transposed:
+        kind = TRANSPOSED[conv.axes]
+        return kind(**common, padding=conv.lo, output_padding=conv.output_padding), None
+    kind = CONVS[conv.axes]
+    if conv.lo == conv.hi and min(conv.lo) >= 0:
+        mode = Border.CONSTANT if not any(conv.lo) else conv.border
+        return kind(**common, padding=conv.lo, padding_mode=mode.value), None
+    halves = tuple(e // 2 for e in conv.extent)
+    rest = tuple(e - h for e, h in zip(conv.extent, halves, strict=True))
+    if set(conv.stride) == {1} and conv.lo == halves and conv.hi == rest and conv.border is Border.CONSTANT:
+        return kind(**common, padding="same"), None
+    flat = [p for lo, hi in zip(reversed(conv.lo), reversed(conv.hi), strict=True) for p in (lo, hi)]
+    if conv.border is Border.CONSTANT:
+        pad = ZERO_PADS[conv.axes](tuple(flat))
+    else:
+        pad = getattr(nn, f"{BORDER_PADS[conv.border]}{conv.axes}d")(tuple(flat))
+    return kind(**common), pad

@@ -1,0 +1,125 @@
+"""Compare a fused region with the operations that it replaces, in float64, on random input of two sizes."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from reparam.algebra import Affine, Conv
+from reparam.graph.build import build
+from reparam.graph.net import Value
+from reparam.graph.plan_net import NetPlan
+
+TOLERANCE: Final = 1e-9
+OUTPUTS: Final = (5, 6)
+
+
+def region_error(plan: NetPlan, value: Value, formula: Affine) -> float:
+    """Largest difference, relative to the magnitudes that are summed, between the formula and the original operations.
+
+    Args:
+        plan: of the net.
+        value: the fused value.
+        formula: its formula, with weights.
+
+    Returns:
+        The error; infinity if the shapes differ.
+    """
+    region = _region(plan, value)
+    modules: dict[int, nn.Module] = {}
+    worst = 0.0
+    for trial, outputs in enumerate(OUTPUTS):
+        generator = torch.Generator().manual_seed(trial)
+        inputs: dict[Value, Tensor] = {}
+        for root, conv in formula.terms.items():
+            assert isinstance(root, Value)
+            shape = [2, conv.in_channels or formula.channels or 3]
+            axes = conv.axes if conv.in_channels else max(c.axes for c in formula.terms.values())
+            shape += [length(conv, axis, outputs, formula, trial) for axis in range(axes)]
+            inputs[root] = torch.randn(shape, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            wanted = _run(region, value, inputs, modules)
+            found, magnitude = _evaluate(formula, inputs)
+        if wanted.shape != found.shape:
+            return float("inf")
+        worst = max(worst, float(((wanted - found).abs() / magnitude).max()))
+    return worst
+
+
+def length(conv: Conv, axis: int, outputs: int, formula: Affine, trial: int) -> int:
+    """Input length that gives enough outputs, every remainder of the stride in turn."""
+    wide = max((abs(p) for c in formula.terms.values() for p in (*c.lo, *c.hi)), default=0)
+    outputs = outputs + wide
+    if conv.transposed or conv.identity:
+        return outputs
+    s = conv.stride[axis]
+    return max(s * (outputs - 1) + 1 - conv.slack[axis] + (trial * (s - 1)), 1)
+
+
+def _region(plan: NetPlan, value: Value) -> list[Value]:
+    inside = {*plan.absorbed(value), value}
+    for member in tuple(inside):
+        if member in plan.operations:
+            inside.update(plan.operations[member].covers)
+    return sorted(inside, key=lambda v: v.index)
+
+
+def _run(region: Iterable[Value], value: Value, inputs: Mapping[Value, Tensor], modules: dict[int, nn.Module]) -> Tensor:
+    env: dict[Value, Any] = dict(inputs)
+    for member in region:
+        args, kwargs = _fill(member.args, env), _fill(member.kwargs, env)
+        if member.module is not None:
+            key = id(member.module)
+            if key not in modules:
+                modules[key] = copy.deepcopy(member.module).to(device="cpu", dtype=torch.float64)
+            env[member] = modules[key](*args, **kwargs)
+        elif member.node.op == "call_method":
+            env[member] = getattr(args[0], str(member.node.target))(*args[1:], **kwargs)
+        else:
+            function: Any = member.node.target
+            env[member] = function(*args, **kwargs)
+    result: Tensor = env[value]
+    return result
+
+
+def _fill(argument: Any, env: Mapping[Value, Any]) -> Any:
+    if isinstance(argument, Value):
+        return env[argument]
+    if isinstance(argument, Tensor):
+        return argument.detach().to("cpu", torch.float64) if argument.is_floating_point() else argument.cpu()
+    if isinstance(argument, tuple):
+        return tuple(_fill(a, env) for a in argument)
+    if isinstance(argument, list):
+        return [_fill(a, env) for a in argument]
+    if isinstance(argument, Mapping):
+        return {k: _fill(v, env) for k, v in argument.items()}
+    return argument
+
+
+def _evaluate(formula: Affine, inputs: Mapping[Value, Tensor]) -> tuple[Tensor, Tensor]:
+    """The formula as torch computes it, and the sum of the magnitudes of its terms."""
+    total: Tensor | None = None
+    magnitude: Tensor | None = None
+    bias = formula.bias
+    for root, conv in formula.terms.items():
+        assert isinstance(root, Value)
+        if conv.identity and len(formula.terms) > 1:
+            term = inputs[root]
+            sizes = term.abs()
+        else:
+            module = build(conv, None, dtype=torch.float64, device="cpu")
+            term = module(inputs[root])
+            with torch.no_grad():
+                for weight in module.parameters():
+                    weight.abs_()
+            sizes = module(inputs[root].abs())
+        total = term if total is None else total + term
+        magnitude = sizes if magnitude is None else magnitude + sizes
+    assert total is not None and magnitude is not None
+    if bias is not None:
+        shape = (-1, *(1,) * max(conv.axes for conv in formula.terms.values()))
+        total = total + bias.double().cpu().reshape(shape)
+        magnitude = magnitude + bias.double().cpu().abs().reshape(shape)
+    return total, magnitude + magnitude.mean() + torch.finfo(torch.float64).tiny

@@ -1,0 +1,184 @@
+"""Which values share memory, and where that memory is written.
+
+An in-place operation may be read as a pure one iff nobody looks at the old content afterwards. Otherwise it stays what it
+is, and no reading of that memory may be moved across it.
+"""
+
+import inspect
+import operator
+from bisect import bisect_right
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, Final, final
+
+import torch
+from torch import nn
+
+from reparam.graph.net import Net, Value, is_leaf
+from reparam.graph.trace import assign
+
+IN_PLACE: Final = {operator.iadd, operator.isub, operator.imul, operator.itruediv, assign}
+
+# results that may share the memory of their first argument
+VIEWS: Final = frozenset(
+    "getitem reshape view view_as reshape_as flatten unflatten ravel transpose swapaxes swapdims permute movedim moveaxis t "
+    "chunk split split_with_sizes tensor_split unbind squeeze unsqueeze expand expand_as narrow select diagonal unfold "
+    "detach contiguous to type float double half bfloat16 type_as dropout dropout1d dropout2d dropout3d alpha_dropout "
+    "feature_alpha_dropout broadcast_to getattr T mT real imag as_strided pixel_shuffle pixel_unshuffle "
+    "adaptive_avg_pool2d".split()
+)
+VIEW_MODULES: Final = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.modules.dropout._DropoutNd,
+)
+
+
+@lru_cache(maxsize=4096)
+def _inplace_position(function: Any) -> int | None:
+    """Position of the parameter ``inplace`` of a function, if it has one."""
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+    return names.index("inplace") if "inplace" in names else None
+
+
+def _name(value: Value) -> str:
+    target = value.node.target
+    return target if isinstance(target, str) else getattr(target, "__name__", "")
+
+
+def _is_torch(function: Any) -> bool:
+    home = getattr(function, "__module__", None) or ""
+    return home.split(".")[0] in ("torch", "_operator", "operator", "math", "builtins", "") or isinstance(
+        function, torch._ops.OpOverload | torch._ops.OpOverloadPacket
+    )
+
+
+def written(value: Value) -> tuple[Value, ...]:
+    """Inputs whose memory the operation writes, or may write."""
+    first = tuple(v for v in value.args[:1] if isinstance(v, Value))
+    if value.node.op == "placeholder":
+        return ()
+    if value.module is not None:
+        if isinstance(value.module, nn.modules.dropout._DropoutNd) and not value.module.training:
+            return ()
+        if getattr(value.module, "inplace", False):
+            return first
+        return () if is_leaf(value.module) else value.inputs
+    name = _name(value)
+    if value.node.op == "call_method":
+        return first if name.endswith("_") and not name.endswith("__") or name == "__setitem__" else ()
+    if value.node.target in IN_PLACE:
+        return first
+    if not _is_torch(value.node.target):
+        return value.inputs
+    if "out" in value.kwargs:
+        return tuple(v for v in (value.kwargs["out"],) if isinstance(v, Value))
+    if name.endswith("_") and not name.endswith("__"):
+        return first
+    if "dropout" in name and value.kwargs.get("training", value.args[2:3] == (True,)) is False:
+        return ()
+    inplace = value.kwargs.get("inplace", False)
+    position = _inplace_position(value.node.target)
+    if position is not None and len(value.args) > position:
+        inplace = value.args[position]
+    return first if inplace is True else ()
+
+
+def aliased(value: Value) -> tuple[Value, ...]:
+    """Inputs whose memory the result may share."""
+    writes = written(value)
+    if writes:
+        return writes
+    first = tuple(v for v in value.args[:1] if isinstance(v, Value))
+    if value.module is not None:
+        if is_leaf(value.module):
+            return first if isinstance(value.module, VIEW_MODULES) else ()
+        return value.inputs
+    if value.node.op == "placeholder":
+        return ()
+    name = _name(value)
+    if name in VIEWS:
+        return first
+    if value.node.op == "call_function" and not _is_torch(value.node.target):
+        return value.inputs
+    return ()
+
+
+def pure(value: Value) -> bool:
+    """Whether an operation does nothing but compute its result (an assertion counts as such)."""
+    if value.node.op == "placeholder" or value.module is not None and not is_leaf(value.module):
+        return False
+    if value.module is None and value.node.op == "call_function" and not _is_torch(value.node.target):
+        return value.node.target is assign
+    return value.node.target in IN_PLACE or not written(value)
+
+
+def unused(net: Net) -> set[Value]:
+    """Values that nothing needs: discarded results and assertions, up to where they begin."""
+    dead: set[Value] = set()
+    for value in reversed(net.values):
+        if not value.returned and pure(value) and not written(value) and all(user in dead for user in value.users):
+            dead.add(value)
+    return dead
+
+
+@final
+class Effects:
+    """Memory of the values of a net, as classes of values that may share it."""
+
+    def __init__(self, net: Net) -> None:
+        self._parent: dict[Value, Value] = {}
+        writers: list[Value] = []
+        for value in net.values:
+            self._parent[value] = value
+            for source in aliased(value):
+                self._join(source, value)
+            if written(value):
+                writers.append(value)
+        self._members: dict[Value, list[Value]] = {}
+        for value in net.values:
+            self._members.setdefault(self.memory(value), []).append(value)
+        self.pure: set[Value] = set()
+        self._writes: dict[Value, list[int]] = {}
+        for value in writers:
+            if value.node.target in IN_PLACE and value.module is None and self._may_be_pure(value):
+                self.pure.add(value)
+                continue
+            for target in written(value):
+                self._writes.setdefault(self.memory(target), []).append(value.index)
+
+    def memory(self, value: Value) -> Value:
+        """The representative of all values that may share memory with ``value``."""
+        while self._parent[value] is not value:
+            self._parent[value] = self._parent[self._parent[value]]
+            value = self._parent[value]
+        return value
+
+    def _join(self, a: Value, b: Value) -> None:
+        self._parent[self.memory(b)] = self.memory(a)
+
+    def _may_be_pure(self, value: Value) -> bool:
+        """Nobody reads the old content after the write, and it is not the caller's."""
+        members = self._members[self.memory(value)]
+        for member in members:
+            if member.node.op == "placeholder" or member.module is not None and not is_leaf(member.module):
+                return False
+            if member.index < value.index and (
+                member.returned or any(user.index > value.index for user in member.users)
+            ):
+                return False
+        return True
+
+    def written_between(self, value: Value, after: int, before: int) -> bool:
+        """Whether the memory of ``value`` is written by an operation with ``after < index < before``."""
+        writes = self._writes.get(self.memory(value), [])
+        at = bisect_right(writes, after)
+        return at < len(writes) and writes[at] < before
+
+    def stable(self, values: Iterable[Value], after: int, before: int) -> bool:
+        """Whether none of the values is written in between."""
+        return not any(self.written_between(value, after, before) for value in values)

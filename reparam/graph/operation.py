@@ -1,0 +1,62 @@
+"""One operation of a net as an affine formula of its inputs."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import final
+
+from torch import Tensor
+
+from reparam.algebra import Affine, Conv
+from reparam.graph.net import Value
+
+Numbers = Callable[[], Tensor]
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Operation:
+    """``bias + sum_r Conv_r(r)`` of one node; weights are computed only when they are asked for.
+
+    Args:
+        label: what it is, for a reader: ``"batch norm"``, ``"conv 3x3"``.
+        terms: structure, by input.
+        weights: of the terms that are not identities, ``(out, in/groups, *kernel)``, transposed as the convolution's.
+        bias: ``(out,)``; None if there is none.
+        covers: inputs of earlier nodes that the formula already contains.
+        norm: whether it is a batch norm.
+    """
+
+    label: str
+    terms: Mapping[Value, Conv]
+    weights: Mapping[Value, Numbers]
+    bias: Numbers | None = None
+    covers: tuple[Value, ...] = ()
+    norm: bool = False
+
+    @property
+    def structure(self) -> Affine:
+        """The formula without numbers."""
+        return Affine(dict(self.terms), self.bias is not None)
+
+    def numbers(self) -> Affine:
+        """The formula with numbers."""
+        terms = {
+            value: replace(conv, weight=self.weights[value]().reshape(conv.weight_shape))
+            if value in self.weights
+            else conv
+            for value, conv in self.terms.items()
+        }
+        return Affine(terms, self.bias is not None, None if self.bias is None else self.bias())
+
+
+def absorbed(operations: Mapping[Value, Operation], inlined: Iterable[Value], value: Value) -> list[Value]:
+    """All of ``inlined`` that the formula of ``value`` contains, in order of execution."""
+    chosen = inlined if isinstance(inlined, dict) else dict.fromkeys(inlined)
+    found: dict[Value, None] = {}
+    pending = [value]
+    while pending:
+        for source in operations[pending.pop()].terms:
+            if source in chosen and source not in found:
+                found[source] = None
+                pending.append(source)
+    return sorted(found, key=lambda v: v.index)

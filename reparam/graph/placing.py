@@ -1,0 +1,195 @@
+"""Where a fused convolution can stand.
+
+The values that disappear must be taken out of the forwards in which they stand, and the new operation must stand where all its
+inputs are known. In order of preference:
+
+- *swap*: the values are a chain of child modules; the convolution replaces one of them, the others become ``nn.Identity``, and no
+  forward changes;
+- *container*: they are all that a module does; the convolution replaces the module;
+- *edit*: the forward of one module is generated anew.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass
+from enum import Enum
+from typing import final
+
+from reparam.algebra import Affine, Refusal
+from reparam.graph.net import Frame, Value
+from reparam.graph.operation import Operation, absorbed
+
+
+class Mode(Enum):
+    """How a fused operation enters the model."""
+
+    SWAP = "a child is replaced"
+    CONTAINER = "the module is replaced"
+    EDIT = "the forward is generated"
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """Where and how a fused value is emitted.
+
+    Args:
+        at: the value in whose position the new operation stands.
+        mode: how it gets there.
+        stands_for: per root, the value that carries it in the frame of ``at`` after the rewrite.
+        passed: values that hand on their input from now on.
+        container: the frame whose module is replaced.
+    """
+
+    at: Value
+    mode: Mode
+    stands_for: Mapping[Value, Value]
+    passed: tuple[Value, ...]
+    container: Frame | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """What may be changed where.
+
+    Args:
+        passable: why a value cannot be taken out of the forward in which it stands; empty if it can.
+        crossing: why values cannot be joined, because another entry point of their module lies between; empty if they can.
+        replaceable: why the child that a value calls cannot be replaced; empty if it can.
+        container: why the module of a frame cannot be replaced; empty if it can.
+    """
+
+    passable: Callable[[Value], str]
+    crossing: Callable[[Iterable[Value]], str]
+    replaceable: Callable[[Value], str]
+    container: Callable[[Frame], str]
+
+
+def place(
+    reader: Value,
+    formula: Affine,
+    operations: Mapping[Value, Operation],
+    inlined: Mapping[Value, None],
+    site: Site,
+    dead: Set[Value],
+) -> Place | Refusal:
+    """Where to compute ``formula`` as the value of ``reader``, or why nowhere."""
+    if any(conv.fill is not None and not conv.never_outside for conv in formula.terms.values()):
+        return Refusal("pad", "no torch convolution pads by one constant per channel")
+    crossing = site.crossing([*absorbed(operations, inlined, reader), reader])
+    if crossing:
+        return Refusal("entry_point", crossing, "exclude that entry point")
+    path = [reader]
+    while len(operations[path[-1]].terms) == 1:
+        (source,) = operations[path[-1]].terms
+        if source not in inlined:
+            break
+        path.append(source)
+    chain = len(operations[path[-1]].terms) == 1
+    if chain:
+        swap = _swap(path, operations, site)
+        if swap is not None:
+            return swap
+    candidates = sorted(path, key=lambda v: _size(operations[v]), reverse=True) if chain else path[::-1]
+    reasons = []
+    for at in candidates:
+        result = _edit(at, path, formula, operations, inlined, site, dead)
+        if isinstance(result, Place):
+            return result
+        reasons.append(result)
+    return Refusal("place", reasons[0], "put the operations into one module")
+
+
+def _size(operation: Operation) -> tuple[bool, int, int]:
+    conv = next(iter(operation.terms.values()))
+    return (not conv.diagonal, conv.taps, conv.in_channels * conv.out_channels // max(conv.groups, 1))
+
+
+def _swap(path: list[Value], operations: Mapping[Value, Operation], site: Site) -> Place | None:
+    """A convolution of a chain is a child that can be replaced, and the other values can hand on their input."""
+    if any(site.passable(value) for value in path if value.module is None):
+        return None
+    if any(site.replaceable(value) for value in path if value.module is not None):
+        return None
+    convs = [
+        value
+        for value in path
+        if value.module is not None and not next(iter(operations[value].terms.values())).diagonal
+    ]
+    if not convs:
+        return None
+    at = max(convs, key=lambda v: (_size(operations[v]), -v.index))
+    (root,) = operations[path[-1]].terms
+    (operand,) = operations[at].terms
+    return Place(at, Mode.SWAP, {root: operand}, tuple(v for v in path if v is not at))
+
+
+def _edit(
+    at: Value,
+    path: list[Value],
+    formula: Affine,
+    operations: Mapping[Value, Operation],
+    inlined: Mapping[Value, None],
+    site: Site,
+    dead: Set[Value],
+) -> Place | str:
+    frame = at.frame
+    passed = list(path[: path.index(at)])
+    stands_for: dict[Value, Value] = {}
+    for root in formula.terms:
+        assert isinstance(root, Value)
+        found = _carrier(frame, root, at, operations, inlined)
+        if found is None:
+            return f"{root.name} at {root.path or 'the root'} is not known where the sum is formed"
+        stands_for[root], steps = found
+        passed.extend(steps)
+    for value in passed:
+        reason = site.passable(value) if value.module is None or site.replaceable(value) else ""
+        if reason:
+            return reason
+    container = _covered(at, path[0], formula, operations, inlined, dead)
+    if container is not None and not site.container(container):
+        return Place(at, Mode.CONTAINER, stands_for, (), container)
+    reason = site.passable(at)
+    if reason:
+        return reason
+    return Place(at, Mode.EDIT, stands_for, tuple(passed))
+
+
+def _carrier(
+    frame: Frame, root: Value, at: Value, operations: Mapping[Value, Operation], inlined: Mapping[Value, None]
+) -> tuple[Value, list[Value]] | None:
+    """A value known in ``frame`` that carries ``root`` once the values between them hand on their input."""
+    if frame.local(root) is not None:
+        return root, []
+    for value in frame.locals:
+        steps, step = [], value
+        while step in inlined and step is not at and len(operations[step].terms) == 1:
+            steps.append(step)
+            (step,) = operations[step].terms
+            if step is root:
+                return value, steps
+    return None
+
+
+def _covered(
+    at: Value,
+    reader: Value,
+    formula: Affine,
+    operations: Mapping[Value, Operation],
+    inlined: Mapping[Value, None],
+    dead: Set[Value],
+) -> Frame | None:
+    """The frame whose whole work is this formula, if there is one."""
+    frame = at.frame
+    roots = list(formula.terms)
+    inputs = [frame.env[node] for node in frame.trace.inputs.values()]
+    if frame.parent is None or len(roots) != 1 or inputs != roots:
+        return None
+    assert frame.call is not None
+    known = {value for value in inlined} | {reader}
+    known.update(c for value in known for c in operations[value].covers)
+    rest = [value for value in frame.below() if value not in known]
+    if frame.parent.env.get(frame.call) is not reader or not all(value in dead for value in rest):
+        return None
+    return frame

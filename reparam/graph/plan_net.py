@@ -1,0 +1,336 @@
+"""Decide which values of a net disappear into their readers.
+
+Every affine value starts materialised. Inlining a value puts its formula in the place of its name into the formulas of its
+readers. A step is kept if it is exact and the total cost falls; steps that pay only together are tried together, and what did
+not contribute is taken back. Only integers are needed here.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, final
+
+from reparam.algebra import Affine, Refusal, substitute
+from reparam.cost import Cost, Work, affine_work, resolution
+from reparam.graph.effects import unused
+from reparam.graph.lift import Known, Lifting, lift
+from reparam.graph.net import Net, Value
+from reparam.graph.operation import Operation, absorbed
+from reparam.graph.placing import Place, Site, place
+
+EPSILON: Final = 1e-9
+
+
+@final
+@dataclass(eq=False)
+class NetPlan:
+    """What happens to the values of one net.
+
+    Args:
+        net: the net.
+        known: spaces and effects of its values.
+        operations: affine values.
+        boundaries: values that could be linear and are not, with the reason.
+        formulas: current formula of every affine value.
+        inlined: values that disappear.
+        places: where each changed value is emitted.
+        refusals: what was tried and refused, by value and reader.
+        sizes: relative spatial elements of each value.
+        dead: values that nothing needs.
+    """
+
+    net: Net
+    known: Known
+    operations: dict[Value, Operation]
+    boundaries: dict[Value, Refusal]
+    formulas: dict[Value, Affine]
+    sizes: dict[Value, float]
+    inlined: dict[Value, None] = field(default_factory=dict)
+    places: dict[Value, Place] = field(default_factory=dict)
+    refusals: dict[tuple[Value, Value], Refusal] = field(default_factory=dict)
+    dead: set[Value] = field(default_factory=set)
+
+    def changed(self) -> list[Value]:
+        """Materialised values into which others disappeared, in order of execution."""
+        return [v for v in self.operations if v not in self.inlined and v in self.places]
+
+    def absorbed(self, value: Value) -> list[Value]:
+        """All values that disappeared into ``value``, in order of execution."""
+        return absorbed(self.operations, self.inlined, value)
+
+    def numbers(self, value: Value) -> Affine:
+        """The formula of a value with weights."""
+        return numbers(self.operations, self.inlined, value)
+
+
+def numbers(operations: Mapping[Value, Operation], inlined: Iterable[Value], value: Value) -> Affine:
+    """The formula of ``value`` with weights, the formulas of ``inlined`` put in."""
+    done: dict[Value, Affine] = {}
+    for v in (*absorbed(operations, inlined, value), value):
+        formula = operations[v].numbers()
+        inner = {source: done[source] for source in formula.terms if source in done}
+        result = substitute(formula, inner, trusted=True) if inner else formula
+        if isinstance(result, Refusal):
+            raise AssertionError(f"a planned formula cannot be computed: {result}")
+        done[v] = result
+    return done[value]
+
+
+class _Planner:
+    def __init__(self, net: Net, known: Known, cost: Cost, liftings: tuple[Lifting, ...], movable: Callable[[Value], str], site: Site):
+        self.cost = cost
+        self.site = site
+        self.movable = movable
+        operations: dict[Value, Operation] = {}
+        boundaries: dict[Value, Refusal] = {}
+        for value in net.values:
+            lifted = lift(value, known, liftings)
+            if isinstance(lifted, Operation):
+                operations[value] = lifted
+            elif isinstance(lifted, Refusal):
+                boundaries[value] = lifted.at(value.path, value.name)
+        formulas = {value: operation.structure for value, operation in operations.items()}
+        self.plan = NetPlan(net, known, operations, boundaries, formulas, _sizes(net, operations))
+        covered = {c for operation in operations.values() for c in operation.covers}
+        self.plan.dead = unused(net)
+        self.readers: dict[Value, dict[Value, None]] = {}
+        self.held: dict[Value, Value | None] = {}
+        for value in net.values:
+            if value in covered or value in self.plan.dead:
+                continue
+            if value in operations:
+                for source in operations[value].terms:
+                    self.readers.setdefault(source, {})[value] = None
+            terms = operations[value].terms if value in operations else {}
+            for source in value.inputs:
+                if source not in terms and source not in covered:
+                    self.held.setdefault(source, value)
+        for value in net.values:
+            if value.returned:
+                self.held.setdefault(value, None)
+
+    def run(self) -> NetPlan:
+        order = list(reversed(self.plan.operations))
+        for _ in range(8):
+            changed = False
+            for value in order:
+                if value not in self.plan.inlined:
+                    changed |= self._improve(value)
+            for value in order:
+                if value not in self.plan.inlined and len(self.readers.get(value, ())) > 1:
+                    changed |= self._spread(value)
+            if not changed:
+                break
+        return self.plan
+
+    # -- one step ---------------------------------------------------------------------------------------------------
+
+    def _may_vanish(self, value: Value) -> Refusal | None:
+        if value not in self.plan.operations:
+            return Refusal("boundary", f"{value.name} is not linear")
+        if value in self.held:
+            reader = self.held[value]
+            user = f"{reader.name} at {reader.path or 'the root'}" if reader is not None else "the caller"
+            return Refusal("used_elsewhere", f"its value is also read by {user}", "read it once")
+        reason = self.movable(value)
+        return Refusal("excluded", reason) if reason else None
+
+    def _inline(self, formula: Affine, value: Value, reader: Value, inlined: Mapping[Value, None]) -> Affine | Refusal:
+        """The formula of ``reader`` with ``value`` replaced."""
+        inner = self.plan.formulas[value]
+        moved = [value, *(root for root in inner.terms if isinstance(root, Value))]
+        if not self.plan.known.effects.stable(moved, value.index, reader.index):
+            return Refusal("in_place", "memory that it reads is written in between", "use the operation that copies")
+        conv = formula.terms[value]
+        if conv.fill is not None and not conv.never_outside and not inner.numeric:
+            inner = numbers(self.plan.operations, self.plan.inlined | dict(inlined), value)
+            if any(c.weight is not None and c.weight.is_meta for c in inner.terms.values()):
+                return Refusal("border_rule", "the constant of the padding has no value on the meta device")
+            result = substitute(formula, {value: inner})
+            return result if isinstance(result, Refusal) else _structure(result)
+        return substitute(formula, {value: inner})
+
+    def _work(self, value: Value, formula: Affine) -> Work:
+        return affine_work(formula, self.plan.sizes, self.plan.sizes[value])
+
+    def _total(self, formulas: Mapping[Value, Affine]) -> float:
+        total = Work()
+        for value, formula in formulas.items():
+            total += self._work(value, formula)
+        return self.cost(total)
+
+    def _improve(self, reader: Value) -> bool:
+        """Let values disappear into ``reader`` where that pays."""
+        changed = False
+        tried: set[Value] = set()
+        while True:
+            seed = next(
+                (r for r in self.plan.formulas[reader].terms if isinstance(r, Value) and r not in tried and self._ok(r)), None
+            )
+            if seed is None:
+                return changed
+            tried.add(seed)
+            if self._attempt(reader, seed):
+                changed = True
+                tried.clear()
+
+    def _ok(self, value: Value) -> bool:
+        return value in self.plan.operations and value not in self.plan.inlined
+
+    def _attempt(self, reader: Value, seed: Value) -> bool:
+        chosen: dict[Value, None] = {}
+        formula = self.plan.formulas[reader]
+        formula, refusal = self._step(formula, seed, reader, chosen)
+        if refusal is not None:
+            self._refuse(seed, reader, refusal)
+            return False
+        grown = True
+        while grown:
+            grown = False
+            for root in list(formula.terms):
+                if not isinstance(root, Value) or not self._ok(root) or root in chosen:
+                    continue
+                before = self._total({root: self.plan.formulas[root], reader: formula})
+                trial, refusal = self._step(formula, root, reader, dict(chosen))
+                if refusal is None and self._total({reader: trial}) <= before * (1 + EPSILON):
+                    chosen[root] = None
+                    formula = trial
+                    grown = True
+        chosen, formula = self._prune(reader, chosen, formula)
+        if not chosen:
+            return False
+        before = self._total({v: self.plan.formulas[v] for v in (*chosen, reader)})
+        after = self._total({reader: formula})
+        if not after < before * (1 - EPSILON):
+            if seed in chosen:
+                self._refuse(seed, reader, _dearer(before, after))
+            return False
+        where = place(reader, formula, self.plan.operations, self.plan.inlined | chosen, self.site, self.plan.dead)
+        if isinstance(where, Refusal):
+            self._refuse(seed, reader, where)
+            return False
+        self._commit(reader, formula, chosen, where)
+        return True
+
+    def _step(
+        self, formula: Affine, value: Value, reader: Value, chosen: dict[Value, None]
+    ) -> tuple[Affine, Refusal | None]:
+        refused = self._may_vanish(value)
+        if refused is None:
+            others = [r for r in self.readers.get(value, ()) if r is not reader and r not in chosen]
+            if others:
+                refused = Refusal("used_elsewhere", f"its value is also read by {others[0].name} at {others[0].path}")
+        if refused is not None:
+            return formula, refused
+        result = self._inline(formula, value, reader, chosen)
+        if isinstance(result, Refusal):
+            return formula, result
+        chosen[value] = None
+        return result, None
+
+    def _prune(
+        self, reader: Value, chosen: dict[Value, None], formula: Affine
+    ) -> tuple[dict[Value, None], Affine]:
+        """Take back what did not contribute: its cost is the same whether it vanishes or stays."""
+        for value in reversed(list(chosen)):
+            if value not in chosen:
+                continue
+            fewer = {v: None for v in chosen if v is not value}
+            fewer = {v: None for v in fewer if self._reached(reader, v, fewer)}
+            rebuilt = self._rebuild(reader, fewer)
+            if rebuilt is None:
+                continue
+            kept = [v for v in chosen if v not in fewer]
+            with_it = self._total({reader: formula})
+            without = self._total({reader: rebuilt, **{v: self.plan.formulas[v] for v in kept}})
+            if without <= with_it * (1 + EPSILON):
+                chosen, formula = fewer, rebuilt
+        return chosen, formula
+
+    def _reached(self, reader: Value, value: Value, chosen: Mapping[Value, None]) -> bool:
+        """Whether all readers of ``value`` are ``reader`` or chosen and reached themselves."""
+        readers = self.readers.get(value, {})
+        return all(r is reader or (r in chosen and self._reached(reader, r, chosen)) for r in readers)
+
+    def _rebuild(self, reader: Value, chosen: Mapping[Value, None]) -> Affine | None:
+        formula = self.plan.formulas[reader]
+        done: dict[Value, None] = {}
+        while True:
+            root = next((r for r in formula.terms if isinstance(r, Value) and r in chosen and r not in done), None)
+            if root is None:
+                return formula if len(done) == len(chosen) else None
+            result = self._inline(formula, root, reader, done)
+            if isinstance(result, Refusal):
+                return None
+            formula = result
+            done[root] = None
+
+    def _spread(self, value: Value) -> bool:
+        """Let a value with several readers disappear into all of them."""
+        if self._may_vanish(value) is not None:
+            return False
+        readers = list(self.readers[value])
+        before = {value: self.plan.formulas[value]} | {r: self.plan.formulas[r] for r in readers}
+        after: dict[Value, Affine] = {}
+        for reader in readers:
+            result = self._inline(self.plan.formulas[reader], value, reader, {})
+            if isinstance(result, Refusal):
+                self._refuse(value, reader, result)
+                return False
+            after[reader] = result
+        if not self._total(after) < self._total(before) * (1 - EPSILON):
+            self._refuse(value, readers[0], _dearer(self._total(before), self._total(after)))
+            return False
+        inlined = self.plan.inlined | {value: None}
+        places: dict[Value, Place] = {}
+        for reader, formula in after.items():
+            where = place(reader, formula, self.plan.operations, inlined, self.site, self.plan.dead)
+            if isinstance(where, Refusal):
+                self._refuse(value, reader, where)
+                return False
+            places[reader] = where
+        for reader, formula in after.items():
+            self._commit(reader, formula, {value: None}, places[reader])
+        return True
+
+    def _commit(self, reader: Value, formula: Affine, chosen: Mapping[Value, None], where: Place) -> None:
+        self.plan.formulas[reader] = formula
+        self.plan.places[reader] = where
+        for value in chosen:
+            self.plan.inlined[value] = None
+            self.plan.places.pop(value, None)
+            for root in self.plan.formulas[value].terms:
+                if isinstance(root, Value) and root in self.readers:
+                    self.readers[root].pop(value, None)
+        for root in formula.terms:
+            if isinstance(root, Value):
+                self.readers.setdefault(root, {})[reader] = None
+
+    def _refuse(self, value: Value, reader: Value, refusal: Refusal) -> None:
+        self.plan.refusals[value, reader] = refusal.at(value.path, value.name, reader.name)
+
+
+def _dearer(before: float, after: float) -> Refusal:
+    return Refusal("cost", f"the merged operation costs {after / before if before else after:.2f} times as much",
+                   "pass another cost")  # fmt: skip
+
+
+def _structure(formula: Affine) -> Affine:
+    return Affine({root: conv.structure for root, conv in formula.terms.items()}, formula.biased)
+
+
+def _sizes(net: Net, operations: Mapping[Value, Operation]) -> dict[Value, float]:
+    sizes: dict[Value, float] = {}
+    for value in net.values:
+        if value in operations:
+            terms = operations[value].terms
+            sizes[value] = max((resolution(conv, sizes[root]) for root, conv in terms.items()), default=1.0)
+        else:
+            sizes[value] = max((sizes[source] for source in value.inputs), default=1.0)
+    return sizes
+
+
+def plan_net(
+    net: Net, known: Known, cost: Cost, liftings: tuple[Lifting, ...], movable: Callable[[Value], str], site: Site
+) -> NetPlan:
+    """Plan one net; ``movable`` gives the reason why a value must stay, or an empty string."""
+    return _Planner(net, known, cost, liftings, movable, site).run()

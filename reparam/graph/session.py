@@ -1,0 +1,328 @@
+"""From a model to its plan, and from the plan to the fused model."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, fx, nn
+
+from reparam.algebra import Affine, Refusal
+from reparam.cost import DEFAULT_COST, Cost, affine_work
+from reparam.errors import CheckError, ReparamError, TrainingModeError
+from reparam.graph.check import TOLERANCE, region_error
+from reparam.graph.effects import Effects
+from reparam.graph.entries import EntryPoints
+from reparam.graph.emit import Emitter, Fused, carried, modules_of
+from reparam.graph.lift import LIFTINGS, Known, Lifting
+from reparam.graph.net import Frame, Net, Reading, Value, hooks, is_leaf, read
+from reparam.graph.placing import Site
+from reparam.graph.plan_net import NetPlan, plan_net
+from reparam.graph.source import fixed_signature, same_graph
+from reparam.graph.spaces import infer
+from reparam.graph.trace import HOLE, Trace, reading, trace
+from reparam.report import Plan, Region
+
+Exclude = Iterable[str | type[nn.Module] | Callable[[str, nn.Module], bool]]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a model is planned.
+
+    Args:
+        cost: the policy that decides whether an exact rewrite is made.
+        exclude: path patterns (``"head.*"``), types or predicates of modules that stay as they are.
+        liftings: what is known to be linear.
+    """
+
+    cost: Cost = DEFAULT_COST
+    exclude: tuple[str | type[nn.Module] | Callable[[str, nn.Module], bool], ...] = ()
+    liftings: tuple[Lifting, ...] = LIFTINGS
+
+    def excludes(self, path: str, module: nn.Module) -> bool:
+        """Whether a module is excluded."""
+        for rule in self.exclude:
+            if isinstance(rule, str):
+                if fnmatchcase(path, rule):
+                    return True
+            elif isinstance(rule, type):
+                if isinstance(module, rule):
+                    return True
+            elif rule(path, module):
+                return True
+        return False
+
+
+@final
+class Session:
+    """One model, read and planned."""
+
+    def __init__(self, model: nn.Module, options: Options) -> None:
+        refuse_bad_model(model)
+        self.model = model
+        self.options = options
+        self._editable: dict[Frame, str] = {}
+        self.entries = EntryPoints()
+        with reading():
+            self.reading: Reading = read(model)
+            self.plans = [self._plan(net) for net in self.reading.nets]
+
+    def _plan(self, net: Net) -> NetPlan:
+        calls = net.calls()
+        known = Known(infer(net), Effects(net))
+
+        def movable(value: Value) -> str:
+            module = value.module
+            if module is not None and self.options.excludes(value.path, module):
+                return "the module is excluded"
+            if self.options.exclude and self._excluded_frame(value.frame):
+                return "the module is excluded"
+            return ""
+
+        def replaceable(value: Value) -> str:
+            if value.module is None or value.shared or value.frame.repeated or calls[id(value.module)] > 1:
+                return "the module is called in several places"
+            return movable(value)
+
+        def container(frame: Frame) -> str:
+            if hooks(frame.module) or frame.repeated or calls[id(frame.module)] > 1:
+                return "the module has hooks or is called in several places"
+            taken = {"stride", "padding", "dilation", "groups", "kernel_size", "bias", "weight", "in_channels", "out_channels"}
+            if taken & carried(frame.module).keys():
+                return "the module has attributes of the same names as a convolution"
+            return ""
+
+        site = Site(self._not_passable, self._crossing, replaceable, container)
+        return plan_net(net, known, self.options.cost, self.options.liftings, movable, site)
+
+    def _excluded_frame(self, frame: Frame | None) -> bool:
+        while frame is not None:
+            if self.options.excludes(frame.path, frame.module):
+                return True
+            frame = frame.parent
+        return False
+
+    def _not_passable(self, value: Value) -> str:
+        entry = self.entries.of(value.frame, value.node)
+        if entry:
+            return f"it stands in {entry}, which can be called by itself"
+        return self._why_not_editable(value.frame)
+
+    def _crossing(self, values: Iterable[Value]) -> str:
+        """An entry point of a module that some of the values are computed in, and others are not."""
+        found: dict[Frame, str] = {}
+        for value in values:
+            frame: Frame | None = value.frame
+            node: fx.Node | None = value.node
+            while frame is not None and node is not None:
+                entry = self.entries.of(frame, node)
+                if found.setdefault(frame, entry) != entry:
+                    return f"{entry or found[frame]} of {frame.path or 'the model'} can be called by itself"
+                frame, node = frame.parent, frame.call
+        return ""
+
+    def _why_not_editable(self, frame: Frame) -> str:
+        if frame not in self._editable:
+            self._editable[frame] = self._fixed(frame)
+        return self._editable[frame]
+
+    def _fixed(self, frame: Frame) -> str:
+        if frame.repeated:
+            return "its module is called in several places"
+        if frame.trace.changes_mode:
+            return "its forward changes the autocast or gradient mode"
+        if isinstance(frame.module, fx.GraphModule):
+            return ""
+        reason = fixed_signature(frame.module)
+        if reason:
+            return reason
+        if "__reduce__" in vars(type(frame.module)) or "__reduce_ex__" in vars(type(frame.module)):
+            if not hasattr(type(frame.module), "_reparam_source"):
+                return "its class has its own way to be pickled"
+        return self._depends_on_options(frame)
+
+    def _depends_on_options(self, frame: Frame) -> str:
+        """Whether the forward does something else for other values of its optional arguments."""
+        import inspect
+
+        parameters = inspect.signature(frame.module.forward).parameters
+        given = {name: HOLE for name in frame.trace.inputs}
+        for name, parameter in parameters.items():
+            if name in frame.trace.inputs:
+                if parameter.default is parameter.empty:
+                    continue
+                other: Any = parameter.default
+            else:
+                other = HOLE if not isinstance(frame.trace.holes.get(name), bool) else not frame.trace.holes[name]
+            spec = {n: given.get(n, frame.trace.holes.get(n, p.default)) for n, p in parameters.items()}
+            variant = trace(frame.module, {**spec, name: other})
+            if not isinstance(variant, Trace) or not same_graph(variant.graph, frame.trace.graph):
+                return f"its forward depends on the optional argument {name}"
+        return ""
+
+    # -- the plan ---------------------------------------------------------------------------------------------------
+
+    def regions(self) -> list[tuple[NetPlan, Value]]:
+        """All fused values of all nets."""
+        return [(plan, value) for plan in self.plans for value in plan.changed()]
+
+    def summary(self, errors: Mapping[Value, float] | None = None, failed: Iterable[Refusal] = ()) -> Plan:
+        """The plan for a reader."""
+        regions = [_describe(plan, value, (errors or {}).get(value)) for plan, value in self.regions()]
+        left = [*failed, *self.left()]
+        return Plan(tuple(regions), tuple(left), self.model, self.options, apply)
+
+    def left(self) -> list[Refusal]:
+        """Everything left alone that could have been expected to fuse."""
+        found: dict[tuple[str, str, str], Refusal] = {}
+
+        def add(refusal: Refusal) -> None:
+            found.setdefault((refusal.path, refusal.rule, refusal.condition), refusal)
+
+        for path, unread in self.reading.unread.items():
+            add(Refusal("unread", str(unread), "see the line that stopped it", path=path))
+        for path, reason in self.reading.opaque.items():
+            add(Refusal("opaque", reason, "call it once, without hooks", path=path))
+        for plan in self.plans:
+            for value, refusal in plan.boundaries.items():
+                if refusal.rule not in ("scale", "layout", "constant_add", "slice") or value.module is not None:
+                    add(refusal)
+            for (value, reader), refusal in plan.refusals.items():
+                gone = value in plan.inlined or reader in plan.inlined
+                if not gone and refusal.rule != "boundary" and value in plan.formulas[reader].terms:
+                    add(refusal)
+            for value, operation in plan.operations.items():
+                if operation.norm and value not in plan.inlined and value not in plan.places:
+                    add(_lonely(plan, value))
+        return list(found.values())
+
+    # -- the model --------------------------------------------------------------------------------------------------
+
+    def apply(self, check: bool) -> Plan:
+        """Fuse the model that was read, in place; nothing is changed before everything was computed and checked."""
+        ready: list[Fused] = []
+        failed: list[Refusal] = []
+        errors: dict[Value, float] = {}
+        with torch.no_grad():
+            for plan, value in self.regions():
+                formula = plan.numbers(value)
+                refusal = _unfit(plan, value, formula)
+                if refusal is None and check and not _is_meta(formula):
+                    errors[value] = region_error(plan, value, formula)
+                    if not errors[value] <= TOLERANCE:
+                        why = f"the fused form differs by {errors[value]:.1e}: a bug of this library, please report it"
+                        refusal = Refusal("check", why)
+                if refusal is None:
+                    modules = modules_of(plan, value, formula)
+                    if isinstance(modules, Refusal):
+                        refusal = modules
+                    else:
+                        ready.append(Fused(plan, value, plan.places[value], modules, errors.get(value)))
+                if refusal is not None:
+                    failed.append(refusal.at(value.path, value.name))
+        summary = self.summary(errors, failed)
+        Emitter(self.model, self.reading.nets).apply(_without_entangled(ready))
+        return summary
+
+
+def _without_entangled(ready: list[Fused]) -> list[Fused]:
+    """Regions that share a vanished value stand or fall together."""
+    present = {fused.value for fused in ready}
+    keep = []
+    for fused in ready:
+        shared = {
+            reader
+            for value in fused.plan.absorbed(fused.value)
+            for reader in fused.plan.changed()
+            if reader is not fused.value and value in fused.plan.absorbed(reader)
+        }
+        if shared <= present:
+            keep.append(fused)
+    return keep
+
+
+def _unfit(plan: NetPlan, value: Value, formula: Affine) -> Refusal | None:
+    """Why the numbers of a region do not allow what its structure does."""
+    tensors = [conv.weight for conv in formula.terms.values() if conv.weight is not None]
+    if formula.bias is not None:
+        tensors.append(formula.bias)
+    if any(not tensor.is_meta and not bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        return Refusal("finite", "its weights are not finite", "repair the weights")
+    return None
+
+
+def _is_meta(formula: Affine) -> bool:
+    return any(conv.weight is not None and conv.weight.is_meta for conv in formula.terms.values())
+
+
+def _describe(plan: NetPlan, value: Value, error: float | None) -> Region:
+    members = [*plan.absorbed(value), value]
+    before = [plan.operations[v] for v in members]
+    formula = plan.formulas[value]
+    work_before = [affine_work(op.structure, plan.sizes, plan.sizes[v]) for op, v in zip(before, members, strict=True)]
+    work_after = affine_work(formula, plan.sizes, plan.sizes[value])
+    scale = plan.sizes[value] or 1.0
+    place = plan.places[value]
+    path = place.container.path if place.container is not None else place.at.path
+    after = []
+    for conv in formula.terms.values():
+        if conv.identity:
+            after.append("its input")
+        elif conv.axes == 0:
+            after.append(f"linear {conv.in_channels} -> {conv.out_channels}")
+        else:
+            kind = "transposed conv" if conv.transposed else "conv"
+            extras = "".join(
+                f", {name} {'x'.join(map(str, got))}"
+                for name, got in (("stride", conv.stride), ("dilation", conv.dilation))
+                if set(got) != {1}
+            )
+            groups = f", groups {conv.groups}" if conv.groups > 1 else ""
+            after.append(f"{kind} {'x'.join(map(str, conv.kernel))}{extras}{groups}")
+    return Region(
+        path=path,
+        before=tuple(op.label for op in before if op.label != "identity"),
+        after=tuple(after),
+        params_before=sum(work.parameters for work in work_before),
+        params_after=work_after.parameters,
+        macs_before=sum(work.macs for work in work_before) / scale,
+        macs_after=work_after.macs / scale,
+        how=place.mode.value,
+        error=error,
+    )
+
+
+def _lonely(plan: NetPlan, value: Value) -> Refusal:
+    """Why a norm stays."""
+    for (source, reader), refusal in plan.refusals.items():
+        if refusal.rule != "boundary" and (source is value or reader is value):
+            return refusal.at(value.path, source.name, reader.name)
+    sources = ", ".join(f"{v.name} at {v.path or 'the root'}" for v in value.inputs)
+    users = ", ".join(sorted({f"{v.name}" for v in value.users})) or "the caller"
+    return Refusal(
+        "norm", f"its input ({sources}) and its readers ({users}) are not linear", path=value.path, operands=(value.name,)
+    )
+
+
+def refuse_bad_model(model: object) -> None:
+    """Raise if a model cannot be fused at all."""
+    if not isinstance(model, nn.Module):
+        raise ReparamError(f"expected an nn.Module, found {type(model).__name__}: pass the model itself")
+    if model.training:
+        raise TrainingModeError(
+            f"expected a model in eval mode, found {type(model).__name__} in training mode, where batch norms use the"
+            " statistics of the batch: call model.eval() first"
+        )
+
+
+def apply(model: nn.Module, options: Options, *, inplace: bool, check: bool) -> nn.Module:
+    """Fuse a model."""
+    refuse_bad_model(model)
+    target = model if inplace else copy.deepcopy(model)
+    Session(target, options).apply(check)
+    return target

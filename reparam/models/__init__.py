@@ -1,0 +1,45 @@
+"""The reference architecture, RepVGG, and its published weights."""
+
+from reparam.models.checkpoints import load_weights
+from reparam.models.repvgg import (
+    VARIANTS,
+    RepVGG,
+    RepVGGBlock,
+    SqueezeExcite,
+    repvgg_a0,
+    repvgg_a1,
+    repvgg_a2,
+    repvgg_b0,
+    repvgg_b1,
+    repvgg_b1g2,
+    repvgg_b1g4,
+    repvgg_b2,
+    repvgg_b2g2,
+    repvgg_b2g4,
+    repvgg_b3,
+    repvgg_b3g2,
+    repvgg_b3g4,
+    repvgg_d2se,
+)
+
+__all__ = [
+    "VARIANTS",
+    "RepVGG",
+    "RepVGGBlock",
+    "SqueezeExcite",
+    "load_weights",
+    "repvgg_a0",
+    "repvgg_a1",
+    "repvgg_a2",
+    "repvgg_b0",
+    "repvgg_b1",
+    "repvgg_b1g2",
+    "repvgg_b1g4",
+    "repvgg_b2",
+    "repvgg_b2g2",
+    "repvgg_b2g4",
+    "repvgg_b3",
+    "repvgg_b3g2",
+    "repvgg_b3g4",
+    "repvgg_d2se",
+]
