@@ -50,7 +50,7 @@ def randomise(model: M, seed: int = 0) -> M:
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(parameter, UninitializedParameter) or parameter.is_meta or not parameter.is_floating_point():
                 continue
-            if parameter.numel() == max(parameter.shape, default=0) and parameter.numel() > 0:
+            if parameter.numel() == max(parameter.shape, default=1) and parameter.numel() > 0:
                 parameter.copy_(normal(parameter) if name.endswith("bias") else signed(parameter))
             elif parameter.numel() > 0:
                 parameter.copy_(normal(parameter) / (parameter.numel() / parameter.shape[0]) ** 0.5)

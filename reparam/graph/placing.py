@@ -187,9 +187,8 @@ def _covered(
     if frame.parent is None or len(roots) != 1 or inputs != roots:
         return None
     assert frame.call is not None
-    known = {value for value in inlined} | {reader}
-    known.update(c for value in known for c in operations[value].covers)
-    rest = [value for value in frame.below() if value not in known]
-    if frame.parent.env.get(frame.call) is not reader or not all(value in dead for value in rest):
+    if frame.parent.env.get(frame.call) is not reader:
         return None
-    return frame
+    covered = {c for value in (*absorbed(operations, inlined, reader), reader) for c in operations[value].covers}
+    known = inlined.keys() | covered | {reader}
+    return frame if all(value in known or value in dead for value in frame.below()) else None

@@ -18,6 +18,7 @@ from reparam.graph.operation import Operation, absorbed
 from reparam.graph.placing import Place, Site, place
 
 EPSILON: Final = 1e-9
+REACH: Final = 256  # values that one step looks at
 
 
 @final
@@ -36,6 +37,7 @@ class NetPlan:
         refusals: what was tried and refused, by value and reader.
         sizes: relative spatial elements of each value.
         dead: values that nothing needs.
+        spread: values that disappeared into several readers.
     """
 
     net: Net
@@ -48,6 +50,7 @@ class NetPlan:
     places: dict[Value, Place] = field(default_factory=dict)
     refusals: dict[tuple[Value, Value], Refusal] = field(default_factory=dict)
     dead: set[Value] = field(default_factory=set)
+    spread: dict[Value, list[Value]] = field(default_factory=dict)
 
     def changed(self) -> list[Value]:
         """Materialised values into which others disappeared, in order of execution."""
@@ -109,7 +112,7 @@ class _Planner:
                 self.held.setdefault(value, None)
 
     def run(self) -> NetPlan:
-        order = list(reversed(self.plan.operations))
+        order = list(self.plan.operations)
         for _ in range(8):
             changed = False
             for value in order:
@@ -177,24 +180,34 @@ class _Planner:
         return value in self.plan.operations and value not in self.plan.inlined
 
     def _attempt(self, reader: Value, seed: Value) -> bool:
+        if not self._may_pay(reader, seed):
+            return False
         chosen: dict[Value, None] = {}
-        formula = self.plan.formulas[reader]
-        formula, refusal = self._step(formula, seed, reader, chosen)
+        formula, refusal = self._step(self.plan.formulas[reader], seed, reader, chosen)
         if refusal is not None:
             self._refuse(seed, reader, refusal)
             return False
+        pending = [root for root in formula.terms if isinstance(root, Value)]
         grown = True
-        while grown:
+        while pending and len(chosen) < REACH:
+            later = []
             grown = False
-            for root in list(formula.terms):
-                if not isinstance(root, Value) or not self._ok(root) or root in chosen:
+            for root in pending:
+                if root in chosen or not self._ok(root) or root not in formula.terms:
+                    continue
+                trial, refusal = self._step(formula, root, reader, dict(chosen))
+                if refusal is not None:
+                    later.append(root)
                     continue
                 before = self._total({root: self.plan.formulas[root], reader: formula})
-                trial, refusal = self._step(formula, root, reader, dict(chosen))
-                if refusal is None and self._total({reader: trial}) <= before * (1 + EPSILON):
+                if self._total({reader: trial}) <= before * (1 + EPSILON):
                     chosen[root] = None
+                    later += [r for r in self.plan.formulas[root].terms if isinstance(r, Value)]
                     formula = trial
                     grown = True
+                else:
+                    later.append(root)
+            pending = later if grown else []
         chosen, formula = self._prune(reader, chosen, formula)
         if not chosen:
             return False
@@ -210,6 +223,31 @@ class _Planner:
             return False
         self._commit(reader, formula, chosen, where)
         return True
+
+    def _may_pay(self, reader: Value, seed: Value) -> bool:
+        """Whether merging could save anything: a summand must share an input with another one."""
+        formula = self.plan.formulas[reader]
+        if len(formula.terms) == 1 or len(self.plan.formulas[seed].terms) > 1:
+            return True
+        others: set[Value] = set()
+        for root in formula.terms:
+            if root is not seed and isinstance(root, Value):
+                others |= self._reach(root)
+        return not others.isdisjoint(self._reach(seed))
+
+    def _reach(self, value: Value) -> set[Value]:
+        """Values that the formula of ``value`` can come to read."""
+        found = {value}
+        pending = [value]
+        while pending and len(found) < REACH:
+            current = pending.pop()
+            if not self._ok(current) or current in self.held:
+                continue
+            for root in self.plan.formulas[current].terms:
+                if isinstance(root, Value) and root not in found:
+                    found.add(root)
+                    pending.append(root)
+        return found
 
     def _step(
         self, formula: Affine, value: Value, reader: Value, chosen: dict[Value, None]
@@ -230,26 +268,44 @@ class _Planner:
     def _prune(
         self, reader: Value, chosen: dict[Value, None], formula: Affine
     ) -> tuple[dict[Value, None], Affine]:
-        """Take back what did not contribute: its cost is the same whether it vanishes or stays."""
-        for value in reversed(list(chosen)):
-            if value not in chosen:
-                continue
-            fewer = {v: None for v in chosen if v is not value}
-            fewer = {v: None for v in fewer if self._reached(reader, v, fewer)}
+        """Take back summands that share no input with another one, where that costs nothing."""
+        for value in self._alone(reader, chosen):
+            inside = {value, *absorbed(self.plan.operations, chosen, value)}
+            fewer = {v: None for v in chosen if v not in inside}
             rebuilt = self._rebuild(reader, fewer)
             if rebuilt is None:
                 continue
-            kept = [v for v in chosen if v not in fewer]
             with_it = self._total({reader: formula})
-            without = self._total({reader: rebuilt, **{v: self.plan.formulas[v] for v in kept}})
+            without = self._total({reader: rebuilt, **{v: self.plan.formulas[v] for v in chosen if v in inside}})
             if without <= with_it * (1 + EPSILON):
                 chosen, formula = fewer, rebuilt
         return chosen, formula
 
-    def _reached(self, reader: Value, value: Value, chosen: Mapping[Value, None]) -> bool:
-        """Whether all readers of ``value`` are ``reader`` or chosen and reached themselves."""
-        readers = self.readers.get(value, {})
-        return all(r is reader or (r in chosen and self._reached(reader, r, chosen)) for r in readers)
+    def _alone(self, reader: Value, chosen: Mapping[Value, None]) -> list[Value]:
+        """Chosen summands all of whose inputs are reached on one path only."""
+        paths: dict[Value, int] = {reader: 1}
+        below = sorted(chosen, key=lambda v: v.index, reverse=True)
+        for value in (reader, *below):
+            for root in self.plan.formulas[value].terms:
+                if isinstance(root, Value):
+                    paths[root] = paths.get(root, 0) + paths.get(value, 0)
+        single: dict[Value, bool] = {}
+        for value in reversed(below):
+            roots = [r for r in self.plan.formulas[value].terms if isinstance(r, Value)]
+            single[value] = paths[value] == 1 and all(single.get(r, paths[r] == 1) for r in roots)
+        summands = {
+            root
+            for value in (reader, *below)
+            if len(self.plan.formulas[value].terms) > 1
+            for root in self.plan.formulas[value].terms
+        }
+        inside: set[Value] = set()
+        found = []
+        for value in below:
+            if value in summands and single[value] and value not in inside:
+                found.append(value)
+                inside.update(absorbed(self.plan.operations, chosen, value))
+        return found
 
     def _rebuild(self, reader: Value, chosen: Mapping[Value, None]) -> Affine | None:
         formula = self.plan.formulas[reader]
@@ -290,6 +346,7 @@ class _Planner:
             places[reader] = where
         for reader, formula in after.items():
             self._commit(reader, formula, {value: None}, places[reader])
+        self.plan.spread[value] = readers
         return True
 
     def _commit(self, reader: Value, formula: Affine, chosen: Mapping[Value, None], where: Place) -> None:

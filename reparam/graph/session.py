@@ -232,18 +232,24 @@ class Session:
 
 def _without_entangled(ready: list[Fused]) -> list[Fused]:
     """Regions that share a vanished value stand or fall together."""
-    present = {fused.value for fused in ready}
-    keep = []
-    for fused in ready:
-        shared = {
-            reader
-            for value in fused.plan.absorbed(fused.value)
-            for reader in fused.plan.changed()
-            if reader is not fused.value and value in fused.plan.absorbed(reader)
-        }
-        if shared <= present:
-            keep.append(fused)
-    return keep
+    while True:
+        present = {fused.value for fused in ready}
+        keep = []
+        for fused in ready:
+            shared = [v for v in fused.plan.absorbed(fused.value) if v in fused.plan.spread]
+            needed = {_final(fused.plan, reader) for v in shared for reader in fused.plan.spread[v]}
+            if needed <= present:
+                keep.append(fused)
+        if len(keep) == len(ready):
+            return keep
+        ready = keep
+
+
+def _final(plan: NetPlan, value: Value) -> Value:
+    """The materialised value in which ``value`` ends up."""
+    while value in plan.inlined:
+        value = next(reader for reader in value.users if reader in plan.operations and value in plan.operations[reader].terms)
+    return value
 
 
 def _unfit(plan: NetPlan, value: Value, formula: Affine) -> Refusal | None:

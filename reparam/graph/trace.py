@@ -166,6 +166,7 @@ class _Tracer(fx.Tracer):
         self.node_name_to_scope = {}
         self.tensors: dict[str, Tensor] = {}
         self.read: dict[int, str] = {}
+        self.reads: dict[str, fx.Node] = {}
         self.kept: list[Any] = []  # keeps the ids of what was read valid
         self.before: dict[str, Tensor] = {}
         self.paths: dict[int, str] = {id(module): ""}
@@ -213,10 +214,9 @@ class _Tracer(fx.Tracer):
             self.read[id(value)] = name
         if name not in self.tensors:
             self.tensors[name] = value
-        for node in self.graph.nodes:
-            if node.op == "get_attr" and node.target == name:
-                return node
-        return self.create_node("get_attr", name, (), {})
+        if name not in self.reads:
+            self.reads[name] = self.create_node("get_attr", name, (), {})
+        return self.reads[name]
 
     def on_read(self, module: nn.Module, name: str, value: Any) -> None:
         """Remember which parameters and buffers are read, and what they hold; and which grandchildren are looked at."""
@@ -306,7 +306,9 @@ def reading() -> Iterator[None]:
     for kind, check in rank_checks.items():
         kind._check_input_dim = _unless_traced(check)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a user's forward warns about was said when it first ran
+            yield
     finally:
         nn.Module.__call__, nn.Module.__getattr__ = call, getattr_  # type: ignore[method-assign]
         for kind, check in rank_checks.items():
@@ -343,8 +345,7 @@ def trace(
     inputs: dict[str, fx.Node] = {}
     holes: dict[str, Any] = {}
     try:
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.enable_grad():
             values = {}
             for name, spec in arguments.items():
                 values[name] = spec
