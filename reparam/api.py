@@ -1,5 +1,7 @@
 """The two verbs: ``fuse`` and ``plan``."""
 
+from typing import Any
+
 from torch import nn
 
 from reparam.cost import DEFAULT_COST, Cost
@@ -16,6 +18,7 @@ def fuse(
     cost: Cost = DEFAULT_COST,
     exclude: Exclude = (),
     liftings: tuple[Lifting, ...] = LIFTINGS,
+    example_inputs: Any = None,
 ) -> nn.Module:
     """Rewrite every linear region of a model into as few convolutions as possible.
 
@@ -26,6 +29,8 @@ def fuse(
         cost: the policy that decides whether an exact rewrite is made.
         exclude: path patterns (``"head.*"``), types, or predicates of ``(path, module)``: these stay as they are.
         liftings: what is known to be linear; extend with ``reparam.LIFTINGS + (mine,)``.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; a copy of the model is run on them
+            once, and modules that cannot be read without sizes are read for these.
 
     Returns:
         A model of the same class that computes the same.
@@ -43,7 +48,7 @@ def fuse(
           (1): Identity()
         )
     """
-    return apply(model, Options(cost, tuple(exclude), liftings), inplace=inplace, check=check)
+    return apply(model, Options(cost, tuple(exclude), liftings, example_inputs), inplace=inplace, check=check)
 
 
 def plan(
@@ -52,6 +57,7 @@ def plan(
     cost: Cost = DEFAULT_COST,
     exclude: Exclude = (),
     liftings: tuple[Lifting, ...] = LIFTINGS,
+    example_inputs: Any = None,
 ) -> Plan:
     """What ``fuse`` would do: regions before and after, and everything left alone with its reason.
 
@@ -60,8 +66,9 @@ def plan(
         cost: as for ``fuse``.
         exclude: as for ``fuse``.
         liftings: as for ``fuse``.
+        example_inputs: as for ``fuse``.
 
     Raises:
         TrainingModeError: the model is in training mode.
     """
-    return Session(model, Options(cost, tuple(exclude), liftings)).summary()
+    return Session(model, Options(cost, tuple(exclude), liftings, example_inputs)).summary()

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from reparam.graph.net import Net, Value, is_leaf
-from reparam.graph.trace import assign
+from reparam.graph.proxy import assign
 
 IN_PLACE: Final = {operator.iadd, operator.isub, operator.imul, operator.itruediv, assign}
 
@@ -139,6 +139,9 @@ class Effects:
                 self._join(source, value)
             if written(value):
                 writers.append(value)
+        inputs = [value for value in net.values if value.node.op == "placeholder"]
+        for value in inputs[1:]:
+            self._join(inputs[0], value)  # a caller may give one tensor twice
         self._members: dict[Value, list[Value]] = {}
         for value in net.values:
             self._members.setdefault(self.memory(value), []).append(value)

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from reparam.algebra import Affine, Conv, Refusal
 from reparam.graph.build import build
 from reparam.graph.effects import pure
+from reparam.graph.entries import EntryPoints
 from reparam.graph.net import Frame, Net, Value
 from reparam.graph.placing import Mode, Place
 from reparam.graph.plan_net import NetPlan
@@ -44,18 +45,32 @@ def number_of_convs(formula: Affine) -> int:
     return sum(not conv.identity for conv in formula.terms.values())
 
 
-def modules_of(plan: NetPlan, value: Value, formula: Affine) -> dict[Value, nn.Module | None] | Refusal:
-    """The modules that compute a formula; the bias goes with the first."""
-    carriers = [*plan.absorbed(value), value]
-    weights = [tensor for carrier in carriers for tensor in _weights(plan, carrier)]
-    if not weights:
-        return Refusal("dtype", "no weight fixes the data type of the result")
-    kinds = {tensor.dtype for tensor in weights}
+def mixed(plan: NetPlan, value: Value) -> Refusal | None:
+    """Why the weights of a region cannot be put together: several data types or devices."""
+    members = (*plan.absorbed(value), value)
+    kinds = {tensor.dtype for member in members for tensor in _weights(plan, member)}
     if len(kinds) > 1:
         return Refusal("dtype", f"weights of several data types: {sorted(map(str, kinds))}", "use one data type")
-    devices = {tensor.device for tensor in weights}
+    devices = {tensor.device for member in members for tensor in _tensors(member)}
     if len(devices) > 1:
         return Refusal("device", f"weights on several devices: {sorted(map(str, devices))}", "use one device")
+    return None
+
+
+def _tensors(value: Value) -> Iterator[Tensor]:
+    if value.module is not None:
+        yield from value.module.parameters()
+        yield from value.module.buffers()
+    for argument in (*value.args, *value.kwargs.values()):
+        if isinstance(argument, Tensor) and argument.dim():
+            yield argument
+
+
+def modules_of(plan: NetPlan, value: Value, formula: Affine) -> dict[Value, nn.Module | None] | Refusal:
+    """The modules that compute a formula; the bias goes with the first."""
+    weights = [tensor for member in (*plan.absorbed(value), value) for tensor in _weights(plan, member)]
+    if not weights:
+        return Refusal("dtype", "no weight fixes the data type of the result")
     trainable = any(tensor.requires_grad for tensor in weights)
     dtype, device = weights[0].dtype, weights[0].device
     bias = formula.bias
@@ -122,7 +137,9 @@ class Emitter:
                 if value.frame in self.edited:
                     self.edited[value.frame].passed.append((fused.plan, value))
                 else:
-                    _replace(homes, value.module, nn.Identity().train(value.module.training))
+                    nothing = nn.Identity().train(value.module.training)
+                    _carry_attributes(value.module, nothing)
+                    _replace(homes, value.module, nothing)
             if where.mode is not Mode.EDIT:
                 (module,) = fused.modules.values()
                 assert module is not None
@@ -298,9 +315,10 @@ class _Edit:
             reads = root in operation.terms or root in _roots(plan, value)
             if target and reads and weight > size and target not in self.added:
                 best, size = target, weight
-        name = best or "fused"
+        read_elsewhere = any(best.partition(".")[0] in names for names in EntryPoints().beside(self.frame).values())
+        name = "fused" if read_elsewhere or not best else best
         count, unique = 0, name
-        while unique in self.added or unique in self.new_targets or (not best and hasattr(self.frame.module, unique)):
+        while unique in self.added or unique in self.new_targets or (name == "fused" and hasattr(self.frame.module, unique)):
             count += 1
             unique = f"{name}_{count}"
         return unique
@@ -330,6 +348,9 @@ class _Edit:
             if "." not in name and not name.startswith("_constant") and not used.below(_join(self.frame.path, name)):
                 _delete(module, name)
         _prune_empty(module, self.old_targets)
+        if isinstance(module, fx.GraphModule):
+            module.graph = trace.graph
+            return
         source = forward_source(self.frame)
         if isinstance(module, STOCK) and not self.regions and self.frame.parent is not None:
             _replace(homes, module, self._rest(source))

@@ -5,15 +5,18 @@ A method that the forward calls and whose name says that it computes a part of t
 leave it behind.
 """
 
+import dis
+import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import CodeType, FrameType, FunctionType
 from typing import Final, final
 
 from torch import fx, nn
 
 from reparam.graph.net import Frame
-from reparam.graph.trace import Trace, trace
+from reparam.graph.source import same_graph
+from reparam.graph.trace import HOLE, Trace, Unread, default_arguments, has_hole, trace
 
 ENTRY_NAMES: Final = ("forward_", "get_", "extract", "encode", "decode", "features")
 OWN: Final = frozenset(name for name in dir(nn.Module)) | {"forward"}
@@ -25,6 +28,8 @@ class EntryPoints:
 
     def __init__(self) -> None:
         self._methods: dict[type, frozenset[str]] = {}
+        self._variants: dict[tuple[Frame, str], list[tuple[str, Trace | Unread]]] = {}
+        self._beside: dict[type, Mapping[str, frozenset[str]]] = {}
         self._entries: dict[Frame, Mapping[fx.Node, str]] = {}
 
     def of(self, frame: Frame, node: fx.Node) -> str:
@@ -37,6 +42,37 @@ class EntryPoints:
         if frame not in self._entries:
             self._entries[frame] = self._read(frame, self._methods[kind])
         return self._entries[frame].get(node, "")
+
+    def apart(self, frame: Frame, entry: str, nodes: Sequence[fx.Node]) -> str:
+        """Why ``nodes`` do not always follow each other.
+
+        The method in which they stand may have optional arguments; for each other value of one of them every node must still
+        be read by its successor alone.
+
+        Returns:
+            The reason, or an empty string.
+        """
+        method = entry or "forward"
+        key = (frame, method)
+        if key not in self._variants:
+            self._variants[key] = list(variants(frame, method))
+        links = {_name(a): _name(b) for b in nodes for a in b.all_input_nodes if a in nodes}
+        for name, traced in self._variants[key]:
+            why = f"{method} of {frame.path or 'the model'} may do otherwise for another {name}"
+            if isinstance(traced, Unread):
+                return why
+            for node in traced.graph.nodes:
+                after = links.get(_name(node))
+                if after is not None and (node.op != "call_module" or {_name(u) for u in node.users} != {after}):
+                    return why
+        return ""
+
+    def beside(self, frame: Frame) -> Mapping[str, frozenset[str]]:
+        """Methods that the forward does not call and that take data: the children that they call."""
+        kind = type(frame.module)
+        if kind not in self._beside:
+            self._beside[kind] = dict(_uncalled(kind))
+        return self._beside[kind]
 
     def _read(self, frame: Frame, methods: frozenset[str]) -> Mapping[fx.Node, str]:
         codes = {
@@ -55,6 +91,28 @@ class EntryPoints:
         return dict(zip(frame.trace.graph.nodes, names, strict=False))
 
 
+def _name(node: fx.Node) -> tuple[str, str]:
+    return node.op, str(node.target)
+
+
+def variants(frame: Frame, method: str = "forward") -> Iterator[tuple[str, Trace | Unread]]:
+    """What a method does for another value of one of its optional arguments, where that is something else."""
+    module = frame.module
+    parameters = inspect.signature(getattr(module, method)).parameters
+    spec = frame.trace.arguments if method == "forward" else default_arguments(module, method)
+    if isinstance(spec, Unread):
+        return
+    usual = frame.trace if method == "forward" else trace(module, spec, method=method)
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty:
+            continue
+        value = spec.get(name, parameter.default)
+        other = not value if isinstance(value, bool) else (HOLE if not has_hole(value) else parameter.default)
+        traced = trace(module, {**spec, name: other}, method=method)
+        if isinstance(usual, Unread) or isinstance(traced, Unread) or not same_graph(traced.graph, usual.graph):
+            yield name, traced
+
+
 def _outermost(frame: FrameType | None, codes: Mapping[CodeType, str]) -> str:
     found = ""
     while frame is not None:
@@ -70,13 +128,40 @@ def _function(kind: type, name: str) -> object:
 
 def _called(kind: type) -> Iterator[str]:
     """Entry points of a class that its forward calls, directly or through other methods."""
+    return (name for name in _reached(kind) if name.startswith(ENTRY_NAMES))
+
+
+def _reached(kind: type) -> set[str]:
+    """Methods of a class that its forward calls, directly or through other methods."""
     pending, seen = ["forward"], {"forward"}
     while pending:
         function = _function(kind, pending.pop())
         for name in getattr(getattr(function, "__code__", None), "co_names", ()):
-            if name in seen or name in OWN or not isinstance(_function(kind, name), FunctionType):
+            if name not in seen and name not in OWN and isinstance(_function(kind, name), FunctionType):
+                seen.add(name)
+                pending.append(name)
+    return seen
+
+
+def _uncalled(kind: type) -> Iterator[tuple[str, frozenset[str]]]:
+    reached = _reached(kind)
+    for base in kind.__mro__:
+        if base.__module__.startswith("torch.nn.modules"):
+            return
+        for name, function in vars(base).items():
+            if name in reached or name in OWN or name.startswith("__") or not isinstance(function, FunctionType):
                 continue
-            seen.add(name)
-            pending.append(name)
-            if name.startswith(ENTRY_NAMES):
-                yield name
+            required = function.__code__.co_argcount - 1 - len(function.__defaults__ or ())
+            if required > 0:
+                yield name, frozenset(_called_of_self(function.__code__))
+
+
+def _called_of_self(code: CodeType) -> Iterator[str]:
+    """Attributes of its first argument that a method calls."""
+    owner = ""
+    for instruction in dis.get_instructions(code):
+        calls = instruction.opname == "LOAD_METHOD"  # until Python 3.11
+        calls = calls or instruction.opname == "LOAD_ATTR" and sys.version_info >= (3, 12) and bool((instruction.arg or 0) & 1)
+        if calls and owner == code.co_varnames[0]:
+            yield str(instruction.argval)
+        owner = str(instruction.argval) if instruction.opname.startswith("LOAD_FAST") else ""

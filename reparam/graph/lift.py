@@ -34,7 +34,7 @@ from reparam.graph.spaces import (
     stock,
     tensor_input,
 )
-from reparam.graph.trace import assign
+from reparam.graph.proxy import assign
 
 Lifted = Operation | Refusal | None
 
@@ -472,7 +472,7 @@ def scale(value: Value, known: Known) -> Lifted:
     return Operation("scale", {first: diagonal(space.channels, space.axes)}, {first: numbers})
 
 
-IDENTITY_NAMES: Final = frozenset("contiguous clone detach".split())
+IDENTITY_NAMES: Final = frozenset("contiguous clone".split())
 
 
 def passes_through(value: Value, known: Known) -> Lifted:

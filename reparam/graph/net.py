@@ -12,6 +12,7 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor, fx, nn
 
+from reparam.graph.examples import Call, Examples
 from reparam.graph.trace import HOLE, Trace, Unread, default_arguments, trace
 
 
@@ -28,6 +29,7 @@ class Frame:
     env: dict[fx.Node, Any] = field(default_factory=dict)
     locals: "dict[Value, fx.Node]" = field(default_factory=dict)
     repeated: bool = False
+    mode: tuple[Any, ...] = ()
     values: "list[Value]" = field(default_factory=list)
     children: "list[Frame]" = field(default_factory=list)
 
@@ -70,6 +72,12 @@ class Value:
     users: "list[Value]" = field(default_factory=list)
     returned: bool = False
     shared: bool = False
+
+    @property
+    def mode(self) -> tuple[Any, ...]:
+        """Autocast and gradient modes under which it runs, as far as forwards change them."""
+        changed = self.frame.trace.modes.get(self.node)
+        return self.frame.mode if changed is None else (*self.frame.mode, changed)
 
     @property
     def path(self) -> str:
@@ -141,7 +149,7 @@ CLOSED: Final = (
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is an operation of torch itself, known by its type."""
     kind = type(module)
-    if kind in (nn.Sequential,):
+    if kind in (nn.Sequential, nn.ModuleList, nn.ModuleDict):
         return False
     home = kind.__module__
     if home.startswith(("torch.nn.modules.", "torch.ao.", "torch.nn.quantized", "torch.nn.qat", "torch.nn.intrinsic")):
@@ -168,8 +176,9 @@ def hooks(module: nn.Module) -> str:
 class _Reader:
     """Opens a model from its root; parts that are opaque become roots of their own."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, calls: Mapping[str, list[Call]] | None) -> None:
         self.model = model
+        self.calls = calls
         self.traces: dict[Any, Trace | Unread] = {}
         self.shared: set[int] = set()
         self.unread: dict[str, Unread] = {}
@@ -196,10 +205,10 @@ class _Reader:
             if id(module) in seen:
                 continue
             seen.add(id(module))
-            arguments = default_arguments(module)
-            result = self._trace(module, arguments) if isinstance(arguments, dict) else arguments
             if is_leaf(module):
                 continue
+            arguments = default_arguments(module)
+            result = self._trace(module, path, arguments) if isinstance(arguments, dict) else arguments
             if isinstance(result, Unread):
                 if any(True for _ in module.children()) or any(True for _ in module.parameters()):
                     if _has_forward(module):
@@ -215,10 +224,13 @@ class _Reader:
         for name, child in module.named_children():
             self.pending.append((child, f"{path}.{name}" if path else name))
 
-    def _trace(self, module: nn.Module, arguments: Mapping[str, Any]) -> Trace | Unread:
+    def _trace(self, module: nn.Module, path: str, arguments: Mapping[str, Any]) -> Trace | Unread:
         key = (id(module), _key(arguments))
         if key not in self.traces:
-            self.traces[key] = trace(module, arguments)
+            traced = trace(module, arguments)
+            if isinstance(traced, Unread) and self.calls is not None:
+                traced = trace(module, arguments, Examples(self.calls, path))
+            self.traces[key] = traced
             self.kept.append(module)
         return self.traces[key]
 
@@ -315,14 +327,14 @@ class _Reader:
         if isinstance(bound, Unread):
             traced: Trace | Unread = bound
         else:
-            traced = self._trace(module, {name: _spec(value) for name, value in bound.items()})
+            traced = self._trace(module, path, {name: _spec(value) for name, value in bound.items()})
         if isinstance(traced, Unread):
-            if _has_forward(module):
-                self.unread[path] = traced
-            self._children_later(module, path)
+            self.pending.append((module, path))
             return _NOTHING
         assert isinstance(bound, dict)
-        child = Frame(module, path, traced, frame, node, repeated=frame.repeated)
+        changed = frame.trace.modes.get(node)
+        mode = frame.mode if changed is None else (*frame.mode, changed)
+        child = Frame(module, path, traced, frame, node, repeated=frame.repeated, mode=mode)
         if not stateful:
             child.repeated = child.repeated or any(f.module is module for f in net.frames)
             for other in net.frames:
@@ -420,6 +432,6 @@ def _pick(node: fx.Node, args: tuple[Any, ...]) -> Any:
     return _NOTHING
 
 
-def read(model: nn.Module) -> Reading:
-    """Read a model; must run inside ``reading()``."""
-    return _Reader(model).read()
+def read(model: nn.Module, calls: Mapping[str, list[Call]] | None = None) -> Reading:
+    """Read a model; must run inside ``reading()``; ``calls`` holds the sizes of one run."""
+    return _Reader(model, calls).read()

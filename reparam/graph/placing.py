@@ -184,9 +184,10 @@ def _covered(
     frame = at.frame
     roots = list(formula.terms)
     inputs = [frame.env[node] for node in frame.trace.inputs.values()]
-    if frame.parent is None or len(roots) != 1 or inputs != roots:
+    if frame.parent is None or frame.call is None or len(roots) != 1 or inputs != roots:
         return None
-    assert frame.call is not None
+    if len(frame.call.args) + len(frame.call.kwargs) != 1:
+        return None
     if frame.parent.env.get(frame.call) is not reader:
         return None
     covered = {c for value in (*absorbed(operations, inlined, reader), reader) for c in operations[value].covers}

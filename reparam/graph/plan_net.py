@@ -143,6 +143,8 @@ class _Planner:
         moved = [value, *(root for root in inner.terms if isinstance(root, Value))]
         if not self.plan.known.effects.stable(moved, value.index, reader.index):
             return Refusal("in_place", "memory that it reads is written in between", "use the operation that copies")
+        if value.mode != reader.mode:
+            return Refusal("mode", "it runs under another autocast or gradient mode than its reader")
         conv = formula.terms[value]
         if conv.fill is not None and not conv.never_outside and not inner.numeric:
             inner = numbers(self.plan.operations, self.plan.inlined | dict(inlined), value)

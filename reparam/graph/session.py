@@ -1,29 +1,32 @@
 """From a model to its plan, and from the plan to the fused model."""
 
 import copy
-import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final, final
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from reparam.algebra import Affine, Refusal
 from reparam.cost import DEFAULT_COST, Cost, affine_work
 from reparam.errors import CheckError, ReparamError, TrainingModeError
 from reparam.graph.check import TOLERANCE, region_error
 from reparam.graph.effects import Effects
-from reparam.graph.entries import EntryPoints
-from reparam.graph.emit import Emitter, Fused, carried, modules_of
+from reparam.graph.entries import EntryPoints, variants
+from reparam.graph.emit import Emitter, Fused, carried, mixed, modules_of
+from reparam.graph.examples import record
 from reparam.graph.lift import LIFTINGS, Known, Lifting
 from reparam.graph.net import Frame, Net, Reading, Value, hooks, is_leaf, read
 from reparam.graph.placing import Site
 from reparam.graph.plan_net import NetPlan, plan_net
-from reparam.graph.source import fixed_signature, same_graph
+from reparam.graph.source import fixed_signature
 from reparam.graph.spaces import infer
-from reparam.graph.trace import HOLE, Trace, reading, trace
+from reparam.graph.proxy import assign
+from reparam.graph.trace import reading
 from reparam.report import Plan, Region
 
 Exclude = Iterable[str | type[nn.Module] | Callable[[str, nn.Module], bool]]
@@ -38,11 +41,13 @@ class Options:
         cost: the policy that decides whether an exact rewrite is made.
         exclude: path patterns (``"head.*"``), types or predicates of modules that stay as they are.
         liftings: what is known to be linear.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, for modules that need sizes.
     """
 
     cost: Cost = DEFAULT_COST
     exclude: tuple[str | type[nn.Module] | Callable[[str, nn.Module], bool], ...] = ()
     liftings: tuple[Lifting, ...] = LIFTINGS
+    example_inputs: Any = None
 
     def excludes(self, path: str, module: nn.Module) -> bool:
         """Whether a module is excluded."""
@@ -66,14 +71,17 @@ class Session:
         refuse_bad_model(model)
         self.model = model
         self.options = options
+        calls = None if options.example_inputs is None else record(model, options.example_inputs)
         self._editable: dict[Frame, str] = {}
         self.entries = EntryPoints()
         with reading():
-            self.reading: Reading = read(model)
+            self.reading: Reading = read(model, calls)
+            self._exposed = _exposed(self.reading)
             self.plans = [self._plan(net) for net in self.reading.nets]
 
     def _plan(self, net: Net) -> NetPlan:
         calls = net.calls()
+        exposed = self._exposed
         known = Known(infer(net), Effects(net))
 
         def movable(value: Value) -> str:
@@ -92,6 +100,13 @@ class Session:
         def container(frame: Frame) -> str:
             if hooks(frame.module) or frame.repeated or calls[id(frame.module)] > 1:
                 return "the module has hooks or is called in several places"
+            if frame.trace.modes:
+                return "its forward changes the autocast or gradient mode"
+            parameters = list(inspect.signature(frame.module.forward).parameters.values())
+            if len(parameters) != 1 or parameters[0].kind is not parameters[0].POSITIONAL_OR_KEYWORD:
+                return "its forward takes more than one argument"
+            if _entangled(frame.path, exposed):
+                return "its parameters are read elsewhere"
             taken = {"stride", "padding", "dilation", "groups", "kernel_size", "bias", "weight", "in_channels", "out_channels"}
             if taken & carried(frame.module).keys():
                 return "the module has attributes of the same names as a convolution"
@@ -115,7 +130,14 @@ class Session:
 
     def _crossing(self, values: Iterable[Value]) -> str:
         """An entry point of a module that some of the values are computed in, and others are not."""
+        values = list(values)
+        members = set(values)
+        for value in values:
+            for reader in self._exposed.get(value.path, ()) if value.module is not None else ():
+                if not _only_for(reader, members):
+                    return f"the parameters of {value.path} are read by {reader.path or 'the model'}"
         found: dict[Frame, str] = {}
+        steps: dict[Frame, dict[fx.Node, None]] = {}
         for value in values:
             frame: Frame | None = value.frame
             node: fx.Node | None = value.node
@@ -123,7 +145,23 @@ class Session:
                 entry = self.entries.of(frame, node)
                 if found.setdefault(frame, entry) != entry:
                     return f"{entry or found[frame]} of {frame.path or 'the model'} can be called by itself"
+                steps.setdefault(frame, {})[node] = None
                 frame, node = frame.parent, frame.call
+        for frame, nodes in steps.items():
+            if len(nodes) < 2:
+                if frame.trace.specialised and len(next(iter(nodes)).users) and frame not in _common(values):
+                    return f"the forward of {frame.path or 'the model'} was read for the sizes of the example inputs only"
+                continue
+            if frame.trace.specialised:
+                return f"the forward of {frame.path or 'the model'} was read for the sizes of the example inputs only"
+            entry = found[frame]
+            apart = self.entries.apart(frame, entry, list(nodes))
+            if apart:
+                return apart
+            names = {str(node.target).partition(".")[0] for node in nodes if node.op == "call_module"}
+            for method, read_names in self.entries.beside(frame).items():
+                if names & read_names and not names <= read_names:
+                    return f"the method {method} of {frame.path or 'the model'} uses some of them"
         return ""
 
     def _why_not_editable(self, frame: Frame) -> str:
@@ -134,8 +172,10 @@ class Session:
     def _fixed(self, frame: Frame) -> str:
         if frame.repeated:
             return "its module is called in several places"
-        if frame.trace.changes_mode:
+        if frame.trace.modes:
             return "its forward changes the autocast or gradient mode"
+        if frame.trace.specialised:
+            return "its forward was read for the sizes of the example inputs only"
         if isinstance(frame.module, fx.GraphModule):
             return ""
         reason = fixed_signature(frame.module)
@@ -148,21 +188,8 @@ class Session:
 
     def _depends_on_options(self, frame: Frame) -> str:
         """Whether the forward does something else for other values of its optional arguments."""
-        import inspect
-
-        parameters = inspect.signature(frame.module.forward).parameters
-        given = {name: HOLE for name in frame.trace.inputs}
-        for name, parameter in parameters.items():
-            if name in frame.trace.inputs:
-                if parameter.default is parameter.empty:
-                    continue
-                other: Any = parameter.default
-            else:
-                other = HOLE if not isinstance(frame.trace.holes.get(name), bool) else not frame.trace.holes[name]
-            spec = {n: given.get(n, frame.trace.holes.get(n, p.default)) for n, p in parameters.items()}
-            variant = trace(frame.module, {**spec, name: other})
-            if not isinstance(variant, Trace) or not same_graph(variant.graph, frame.trace.graph):
-                return f"its forward depends on the optional argument {name}"
+        for name, _ in variants(frame):
+            return f"its forward depends on the optional argument {name}"
         return ""
 
     # -- the plan ---------------------------------------------------------------------------------------------------
@@ -210,6 +237,10 @@ class Session:
         errors: dict[Value, float] = {}
         with torch.no_grad():
             for plan, value in self.regions():
+                refusal = mixed(plan, value)
+                if refusal is not None:
+                    failed.append(refusal.at(value.path, value.name))
+                    continue
                 formula = plan.numbers(value)
                 refusal = _unfit(plan, value, formula)
                 if refusal is None and check and not _is_meta(formula):
@@ -315,15 +346,59 @@ def _lonely(plan: NetPlan, value: Value) -> Refusal:
     )
 
 
+def _exposed(reading: Reading) -> Mapping[str, list[Frame]]:
+    """Modules whose parameters are read by a forward that is not their own, with the readers."""
+    found: dict[str, list[Frame]] = {}
+    for net in reading.nets:
+        for frame in net.frames:
+            for name in {name.rpartition(".")[0] for name in frame.trace.read.values() if "." in name}:
+                found.setdefault(f"{frame.path}.{name}" if frame.path else name, []).append(frame)
+    return found
+
+
+def _common(values: Iterable[Value]) -> set[Frame]:
+    """Frames that all values stand in or below."""
+    common: set[Frame] | None = None
+    for value in values:
+        chain: set[Frame] = set()
+        frame: Frame | None = value.frame
+        while frame is not None:
+            chain.add(frame)
+            frame = frame.parent
+        common = chain if common is None else common & chain
+    return common or set()
+
+
+def _only_for(reader: Frame, members: set[Value]) -> bool:
+    """Whether a forward does nothing but what a region contains, so that it goes with it."""
+    constants: list[fx.Node] = []
+    fx.node.map_arg(reader.trace.result, lambda node: constants.append(node) if node.op == "get_attr" else None)
+    return not constants and all(v in members or v.node.target is assign or not v.users for v in reader.below())
+
+
+def _entangled(path: str, exposed: Mapping[str, list[Frame]]) -> bool:
+    """Whether something below ``path`` is read from outside of it."""
+    inside = path + "."
+    return any(
+        (name == path or name.startswith(inside)) and any(not (f.path + ".").startswith(inside) for f in frames)
+        for name, frames in exposed.items()
+    )
+
+
 def refuse_bad_model(model: object) -> None:
     """Raise if a model cannot be fused at all."""
     if not isinstance(model, nn.Module):
         raise ReparamError(f"expected an nn.Module, found {type(model).__name__}: pass the model itself")
-    if model.training:
+    if model.training and not (isinstance(model, fx.GraphModule) and not _can_eval(model)):
         raise TrainingModeError(
             f"expected a model in eval mode, found {type(model).__name__} in training mode, where batch norms use the"
             " statistics of the batch: call model.eval() first"
         )
+
+
+def _can_eval(model: nn.Module) -> bool:
+    """Whether ``eval()`` exists: the module of an exported program has none, its graph says how it was exported."""
+    return "eval" not in vars(model)
 
 
 def apply(model: nn.Module, options: Options, *, inplace: bool, check: bool) -> nn.Module:
@@ -331,4 +406,7 @@ def apply(model: nn.Module, options: Options, *, inplace: bool, check: bool) -> 
     refuse_bad_model(model)
     target = model if inplace else copy.deepcopy(model)
     Session(target, options).apply(check)
+    for module in target.modules():
+        if isinstance(module, DistributedDataParallel):
+            module.__setstate__(module.__getstate__())  # its reducer refers to the parameters it was made with
     return target

@@ -1,26 +1,28 @@
 """Read one module: its forward as a small ``torch.fx`` graph with every child a leaf.
 
-Parameters stay concrete while tracing, so that generated weights become constants and ``if self.alpha:`` works. In-place
-arithmetic and slice assignment become nodes that return their target, and the Python object that held the target goes on
-holding the result, as it does in eager mode.
+Parameters stay concrete while tracing, so that generated weights become constants and ``if self.alpha:`` works.
 """
 
+import builtins
 import inspect
-import operator
-import random
 import traceback
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Scope, TraceError
 from torch.nn.modules.lazy import LazyModuleMixin
+
+from reparam.graph.examples import Examples
+from reparam.graph.proxy import EXAMPLE, PLAIN, Traced, has_traced, is_plain, meta
+from reparam.graph.snapshot import Snapshot
+
+MOST_CONDITIONS: Final = 4
 
 
 @final
@@ -68,7 +70,9 @@ class Trace:
         result: the returned structure, with nodes in the place of tensors.
         read: qualified names of the parameters and buffers that were read.
         touched: dotted paths of modules below the children that were looked at.
-        changes_mode: whether autocast or gradient mode is changed inside.
+        modes: nodes under another autocast or gradient mode than the caller's.
+        chunks: calls of ``chunk`` that were taken to give as many parts as asked for.
+        specialised: whether sizes of the example input went into the graph.
     """
 
     module: nn.Module
@@ -80,85 +84,26 @@ class Trace:
     result: Any
     read: Mapping[int, str]
     touched: frozenset[str]
-    changes_mode: bool
-
-
-def assign(target: Tensor, index: Any, value: Any) -> Tensor:
-    """``target[index] = value``; returns ``target``."""
-    target[index] = value
-    return target
-
-
-INPLACE: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
-    {
-        "__iadd__": operator.iadd,
-        "__isub__": operator.isub,
-        "__imul__": operator.imul,
-        "__itruediv__": operator.itruediv,
-    }
-)
-METHODS_IN_PLACE: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
-    {"add_": operator.iadd, "sub_": operator.isub, "mul_": operator.imul, "div_": operator.itruediv}
-)
-
-
-class _Proxy(fx.Proxy):
-    """A traced value whose in-place changes are seen through every name it goes by."""
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.node = self.tracer.create_proxy("call_function", assign, (self, index, value), {}).node
-
-    def __iter__(self) -> Iterator[Any]:
-        count = self.tracer.known_length(self.node)  # type: ignore[attr-defined]
-        if count is not None:
-            return iter([self[i] for i in range(count)])
-        frame = inspect.currentframe()
-        assert frame is not None and frame.f_back is not None
-        return _unpacked(self, frame.f_back)
-
-    def __len__(self) -> int:
-        count: int | None = self.tracer.known_length(self.node)  # type: ignore[attr-defined]
-        if count is None:
-            raise TraceError("the length of a value is asked for, and depends on the input")
-        return count
-
-    def __getattr__(self, name: str) -> Any:
-        if name in METHODS_IN_PLACE:
-            return lambda other: self._in_place(METHODS_IN_PLACE[name], other)
-        attribute = super().__getattr__(name)
-        if name.endswith("_") and not name.endswith("__"):
-            return lambda *args, **kwargs: self._write(attribute(*args, **kwargs))
-        return attribute
-
-    def _in_place(self, function: Callable[..., Any], other: Any) -> "_Proxy":
-        return self._write(self.tracer.create_proxy("call_function", function, (self, other), {}))
-
-    def _write(self, result: fx.Proxy) -> "_Proxy":
-        self.node = result.node
-        return self
-
-
-for _name, _function in INPLACE.items():
-    setattr(_Proxy, _name, lambda self, other, _f=_function: self._in_place(_f, other))
-
-
-def _unpacked(proxy: fx.Proxy, frame: Any) -> Iterator[Any]:
-    """Elements for ``a, b = proxy``: their number stands in the byte code of the caller."""
-    import dis
-
-    for instruction in dis.get_instructions(frame.f_code):
-        if instruction.offset == frame.f_lasti and instruction.opname == "UNPACK_SEQUENCE":
-            assert isinstance(instruction.argval, int)
-            return iter([proxy[i] for i in range(instruction.argval)])
-    raise TraceError("a value is iterated over, and its length depends on the input")
+    modes: Mapping[fx.Node, tuple[bool, ...]]
+    chunks: tuple[tuple[fx.Node, int], ...] = ()
+    specialised: bool = False
 
 
 class _Tracer(fx.Tracer):
     """Records one forward; see the module's docstring."""
 
-    def __init__(self, module: nn.Module, on_node: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        examples: Examples | None = None,
+        answers: Sequence[bool] = (),
+        on_node: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__()
         self.root = module
+        self.examples = examples
+        self.answers = list(answers)
+        self.asked: list[tuple[fx.Node, str]] = []
         self.on_node = on_node
         self.graph = fx.Graph(tracer_cls=_Tracer)
         self.scope = Scope("", None)
@@ -168,12 +113,14 @@ class _Tracer(fx.Tracer):
         self.read: dict[int, str] = {}
         self.reads: dict[str, fx.Node] = {}
         self.kept: list[Any] = []  # keeps the ids of what was read valid
-        self.before: dict[str, Tensor] = {}
+        self.before: dict[str, tuple[Tensor, Tensor]] = {}
         self.paths: dict[int, str] = {id(module): ""}
         self.frontier: list[tuple[str, nn.Module]] = [("", module)]
         self.mode = _mode()
-        self.changes_mode = False
+        self.modes: dict[fx.Node, tuple[bool, ...]] = {}
         self.touched: set[str] = set()
+        self.chunks: list[tuple[fx.Node, int]] = []
+        self.specialised = False
 
     def path(self, module: nn.Module) -> str | None:
         """Dotted path of a descendant, searched level by level; None for a stranger."""
@@ -188,17 +135,43 @@ class _Tracer(fx.Tracer):
         return self.paths.get(id(module))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return Traced(node, self)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if not self.changes_mode and _mode() != self.mode:
-            self.changes_mode = True
         node: fx.Node = super().create_node(*args, **kwargs)
+        if is_plain(node.op, node.target, node.args):
+            node.meta[PLAIN] = True
+        mode = _mode()
+        if mode != self.mode:
+            self.modes[node] = mode
+        if self.examples is not None and node.op not in ("placeholder", "output"):
+            example = self._example(node)
+            if example is not None:
+                node.meta[EXAMPLE] = example
         if self.on_node is not None:
             self.on_node()
         return node
 
+    def _example(self, node: fx.Node) -> Any:
+        """Sizes of a result, from those of the arguments."""
+        assert self.examples is not None
+        if node.op == "get_attr":
+            return meta(self.tensors[str(node.target)])
+        if node.op == "call_module":
+            return self.examples.result(str(node.target))
+        try:
+            args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta[EXAMPLE])
+            with torch.no_grad():
+                if node.op == "call_method":
+                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                function: Any = node.target
+                return function(*args, **kwargs)
+        except Exception:  # an operation without a meta kernel: its sizes stay unknown
+            return None
+
     def create_arg(self, a: Any) -> Any:
+        if type(a) is Traced:
+            return a.node
         if isinstance(a, Tensor):
             return self.tensor(a)
         if isinstance(a, nn.Module):
@@ -231,11 +204,11 @@ class _Tracer(fx.Tracer):
                 self.read[id(value)] = qualified
                 self.kept.append(value)
                 if value.device.type != "meta":
-                    self.before[qualified] = value.detach().clone()
+                    self.before[qualified] = (value, value.detach().clone())
 
     def on_call(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A child on traced values is a node; on concrete ones it just runs."""
-        if not _has_proxy((args, kwargs)):
+        if not has_traced((args, kwargs)):
             return forward(*args, **kwargs)
         path = self.path(module)
         if path is None:
@@ -245,16 +218,58 @@ class _Tracer(fx.Tracer):
         return self.create_proxy("call_module", path, args, kwargs)
 
     def known_length(self, node: fx.Node) -> int | None:
-        """Number of elements of a value if the code alone fixes it."""
+        """Number of elements of a value if the code alone, or an example, fixes it."""
+        example = node.meta.get(EXAMPLE)
+        if example is not None and (isinstance(example, list | tuple) or example.dim()):
+            self.specialised = True
+            return len(example)
         name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
         rest = node.args[1:]
         size = rest[0] if rest else node.kwargs.get("split_size_or_sections", node.kwargs.get("split_size"))
         if name in ("split", "split_with_sizes") and isinstance(size, list | tuple):
             return len(size)
+        if name == "split" and isinstance(size, int):
+            dim = rest[1] if len(rest) > 1 else node.kwargs.get("dim", 0)
+            total = self._channels(node.args[0])
+            return -(-total // size) if total and dim == 1 else None
         chunks = rest[0] if rest else node.kwargs.get("chunks")
         if name in ("chunk", "tensor_split") and isinstance(chunks, int):
+            self.chunks.append((node, chunks))
             return chunks
         return None
+
+    def _channels(self, value: Any) -> int:
+        """Channels of a value that a convolution or norm gives, possibly through operations on single elements; 0: unknown."""
+        while isinstance(value, fx.Node):
+            if value.op == "call_module":
+                for module in reversed(list(self.root.get_submodule(str(value.target)).modules())):
+                    found = getattr(module, "out_channels", getattr(module, "num_features", None))
+                    if isinstance(found, int):
+                        return found if _keeps_channels(self.root.get_submodule(str(value.target))) else 0
+            value = value.args[0] if value.args and _elementwise(value) else None
+        return 0
+
+    def decide(self, node: fx.Node) -> bool:
+        """The outcome of a condition on a traced value: each is tried, and all but one must raise."""
+        if len(self.asked) >= MOST_CONDITIONS:
+            raise TraceError("its forward has too many conditions on its input")
+        self.asked.append((node, _calling_line()))
+        if len(self.asked) > len(self.answers):
+            self.answers.append(True)
+        return self.answers[len(self.asked) - 1]
+
+
+def _keeps_channels(module: nn.Module) -> bool:
+    """Whether the last convolution or norm of a module fixes the channels of its result."""
+    if isinstance(module, nn.Sequential):
+        return all(_keeps_channels(child) for child in module)
+    simple = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.Identity)
+    return isinstance(module, simple) or type(module).__module__ == "torch.nn.modules.activation"
+
+
+def _elementwise(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name in ("relu", "relu_", "add", "iadd", "sub", "mul", "sigmoid", "silu", "gelu", "contiguous")
 
 
 def _mode() -> tuple[bool, ...]:
@@ -266,16 +281,30 @@ def _mode() -> tuple[bool, ...]:
     )
 
 
-def _has_proxy(value: Any) -> bool:
-    if isinstance(value, fx.Proxy):
-        return True
-    if isinstance(value, Mapping):
-        return any(_has_proxy(v) for v in value.values())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return any(_has_proxy(v) for v in value)
-    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
-        return any(_has_proxy(getattr(value, name)) for name in value.__dataclass_fields__)
-    return False
+@contextmanager
+def _builtins() -> Iterator[None]:
+    """While it lasts, ``len`` of a traced value is a traced value, and a traced tensor is an instance of ``Tensor``."""
+    plain_len, plain_isinstance = builtins.len, builtins.isinstance
+
+    def traced_len(value: Any) -> Any:
+        if type(value) is not Traced:
+            return plain_len(value)
+        count = value.tracer.known_length(value.node)  # type: ignore[attr-defined]
+        return value.tracer.create_proxy("call_function", plain_len, (value,), {}) if count is None else count
+
+    def traced_isinstance(value: Any, kinds: Any) -> bool:
+        if type(value) is Traced and not value.node.meta.get(PLAIN) and plain_isinstance(_TENSOR, kinds):
+            return True
+        return plain_isinstance(value, kinds)
+
+    builtins.len, builtins.isinstance = traced_len, traced_isinstance  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        builtins.len, builtins.isinstance = plain_len, plain_isinstance
+
+
+_TENSOR: Final = torch.empty(0, device="meta")
 
 
 _active: list[_Tracer] = []
@@ -302,6 +331,19 @@ def reading() -> Iterator[None]:
         for kind in vars(nn.modules.batchnorm).values()
         if isinstance(kind, type) and "_check_input_dim" in kind.__dict__
     }
+    listing = {name: getattr(nn.Module, name) for name in ("named_parameters", "named_buffers")}
+
+    def traced_listing(name: str) -> Callable[..., Iterator[tuple[str, Tensor]]]:
+        def listed(module: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+            for path, value in listing[name](module, *args, **kwargs):
+                if _active:
+                    _active[-1].on_read(module, path, value)
+                yield path, value
+
+        return listed
+
+    for name in listing:
+        setattr(nn.Module, name, traced_listing(name))
     nn.Module.__call__, nn.Module.__getattr__ = traced_call, traced_getattr  # type: ignore[method-assign, assignment]
     for kind, check in rank_checks.items():
         kind._check_input_dim = _unless_traced(check)
@@ -311,19 +353,25 @@ def reading() -> Iterator[None]:
             yield
     finally:
         nn.Module.__call__, nn.Module.__getattr__ = call, getattr_  # type: ignore[method-assign]
+        for name, function in listing.items():
+            setattr(nn.Module, name, function)
         for kind, check in rank_checks.items():
             kind._check_input_dim = check
 
 
 def _unless_traced(check: Callable[[nn.Module, Any], None]) -> Callable[[nn.Module, Any], None]:
     """A norm's check of the rank of its input: a traced value has none to look at."""
-    return lambda module, value: None if isinstance(value, fx.Proxy) else check(module, value)
+    return lambda module, value: None if type(value) is Traced else check(module, value)
 
 
-def default_arguments(module: nn.Module) -> dict[str, Any] | Unread:
+def default_arguments(module: nn.Module, method: str = "forward") -> dict[str, Any] | Unread:
     """Holes for the parameters without a default, and the defaults of the others."""
     spec: dict[str, Any] = {}
-    for name, parameter in inspect.signature(module.forward).parameters.items():
+    try:
+        parameters = inspect.signature(getattr(module, method)).parameters
+    except (TypeError, ValueError) as error:
+        return Unread(_first_line(error))
+    for name, parameter in parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         spec[name] = HOLE if parameter.default is parameter.empty else parameter.default
@@ -331,17 +379,66 @@ def default_arguments(module: nn.Module) -> dict[str, Any] | Unread:
 
 
 def trace(
-    module: nn.Module, arguments: ArgumentSpec, on_node: Callable[[], None] | None = None
+    module: nn.Module,
+    arguments: ArgumentSpec,
+    examples: Examples | None = None,
+    on_node: Callable[[], None] | None = None,
+    method: str = "forward",
 ) -> Trace | Unread:
-    """Read ``module.forward``; must run inside ``reading()``; ``on_node`` is called after each new node.
+    """Read ``module.forward``; must run inside ``reading()``.
 
-    The module is left as it was, also if its forward writes to itself (which is then a reason not to trust the reading).
+    A condition on the input is followed if every other outcome raises an error. The module is left as it was, also if its
+    forward writes to itself (which is then a reason not to trust the reading).
+
+    Args:
+        module: the module.
+        arguments: for each parameter of its forward a constant, a hole, or a structure of them.
+        examples: sizes of its inputs and of the results of its children.
+        on_node: called after each new node.
+        method: what is read instead of the forward.
     """
     refused = _not_python(module)
     if refused is not None:
         return refused
-    tracer = _Tracer(module, on_node)
-    snapshot = _Snapshot(module)
+    answers: list[bool] = []
+    for _ in range(2 ** (MOST_CONDITIONS + 1)):
+        tracer = _Tracer(module, examples, answers, on_node)
+        result = _attempt(tracer, arguments, method)
+        answers = tracer.answers[: len(tracer.asked)]
+        if not isinstance(result, _Raised):
+            break
+        while answers and not answers[-1]:
+            answers.pop()
+        if not answers:
+            return result.unread
+        answers[-1] = False
+    if isinstance(result, _Raised):
+        return result.unread
+    if isinstance(result, Unread) or not tracer.asked:
+        return result
+    for at, answer in enumerate(answers):
+        other = _attempt(_Tracer(module, examples, [*answers[:at], not answer]), arguments, method)
+        if not isinstance(other, _Raised):
+            return Unread("TraceError: the forward branches on its input", tracer.asked[at][1])
+    return result
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    """The forward raised an error of its own."""
+
+    unread: Unread
+
+
+def _calling_line() -> str:
+    """The innermost line of code outside torch and this library that is being run."""
+    return _innermost(traceback.extract_stack())
+
+
+def _attempt(tracer: _Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Unread | _Raised":
+    module = tracer.root
+    snapshot = Snapshot(module)
     inputs: dict[str, fx.Node] = {}
     holes: dict[str, Any] = {}
     try:
@@ -349,42 +446,48 @@ def trace(
             values = {}
             for name, spec in arguments.items():
                 values[name] = spec
-                if _has_hole(spec):
+                if has_hole(spec):
                     placeholder = tracer.create_proxy("placeholder", name, (), {})
                     inputs[name] = placeholder.node
+                    if tracer.examples is not None and tracer.examples.argument(name) is not None:
+                        placeholder.node.meta[EXAMPLE] = tracer.examples.argument(name)
                     values[name] = _filled(spec, placeholder)
                 holes[name] = fx.node.map_aggregate(values[name], _node_of)
             tracer.mode = _mode()
             _active.append(tracer)
             try:
-                result = _call(module, values)
+                with _builtins():
+                    result = _call(getattr(module, method), values)
                 output = tracer.create_arg(result)
             finally:
                 _active.pop()
             tracer.graph.output(output)
     except Exception as error:  # user code under symbolic values can raise anything
-        snapshot.restore(tracer)
-        return Unread(_first_line(error), _place(error))
-    changed = snapshot.restore(tracer)
+        snapshot.restore(tracer.before)
+        unread = Unread(_first_line(error), _place(error))
+        return _Raised(unread) if _raised_by_user(error) else unread
+    changed = snapshot.restore(tracer.before)
     if changed:
         return Unread(changed)
     return Trace(
-        module,
-        arguments,
-        tracer.graph,
-        inputs,
-        holes,
-        tracer.tensors,
-        output,
-        dict(tracer.read),
-        frozenset(tracer.touched),
-        tracer.changes_mode,
+        module=module,
+        arguments=arguments,
+        graph=tracer.graph,
+        inputs=inputs,
+        holes=holes,
+        tensors=tracer.tensors,
+        result=output,
+        read=dict(tracer.read),
+        touched=frozenset(tracer.touched),
+        modes=tracer.modes,
+        chunks=tuple(tracer.chunks),
+        specialised=tracer.specialised,
     )
 
 
-def _call(module: nn.Module, values: Mapping[str, Any]) -> Any:
+def _call(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
     positional, keyword = [], {}
-    for name, parameter in inspect.signature(module.forward).parameters.items():
+    for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
             positional.extend(values.get(name, ()))
         elif parameter.kind is parameter.VAR_KEYWORD:
@@ -394,7 +497,7 @@ def _call(module: nn.Module, values: Mapping[str, Any]) -> Any:
                 keyword[name] = values[name]
             else:
                 positional.append(values[name])
-    return module.forward(*positional, **keyword)
+    return function(*positional, **keyword)
 
 
 def _not_python(module: nn.Module) -> Unread | None:
@@ -402,17 +505,18 @@ def _not_python(module: nn.Module) -> Unread | None:
         return Unread("the module is scripted")
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return Unread("the module is lazy and has no weights yet; run it once")
-    if type(module).__call__ is not nn.Module.__call__:
+    if type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule):
         return Unread(f"{type(module).__name__} overrides __call__")
     return None
 
 
-def _has_hole(spec: Any) -> bool:
+def has_hole(spec: Any) -> bool:
+    """Whether an argument stands for a tensor, or holds one that does."""
     if isinstance(spec, Hole):
         return True
     if isinstance(spec, Mapping):
-        return any(_has_hole(v) for v in spec.values())
-    return isinstance(spec, list | tuple) and any(_has_hole(v) for v in spec)
+        return any(has_hole(v) for v in spec.values())
+    return isinstance(spec, list | tuple) and any(has_hole(v) for v in spec)
 
 
 def _filled(spec: Any, proxy: fx.Proxy) -> Any:
@@ -420,15 +524,15 @@ def _filled(spec: Any, proxy: fx.Proxy) -> Any:
     if isinstance(spec, Hole):
         return proxy
     if isinstance(spec, dict):
-        return {k: _filled(v, proxy[k]) if _has_hole(v) else v for k, v in spec.items()}
+        return {k: _filled(v, proxy[k]) if has_hole(v) else v for k, v in spec.items()}
     if isinstance(spec, list | tuple):
-        items = [_filled(v, proxy[i]) if _has_hole(v) else v for i, v in enumerate(spec)]
+        items = [_filled(v, proxy[i]) if has_hole(v) else v for i, v in enumerate(spec)]
         return type(spec)(*items) if hasattr(spec, "_fields") else type(spec)(items)
     return spec
 
 
 def _node_of(value: Any) -> Any:
-    return value.node if isinstance(value, fx.Proxy) else value
+    return value.node if type(value) is Traced else value
 
 
 def _first_line(error: Exception) -> str:
@@ -436,62 +540,23 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
 
 
+def _raised_by_user(error: Exception) -> bool:
+    """Whether the forward itself raised, or asserted: not torch, and not the tracing."""
+    if isinstance(error, TraceError):
+        return False
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    inside = last.filename.startswith((torch.__path__[0], __file__.rpartition("/")[0]))
+    return not inside and (last.line or "").lstrip().startswith(("raise", "assert"))
+
+
 def _place(error: Exception) -> str:
     """The innermost line of code outside torch and this library that led to the error."""
-    here = (torch.__path__[0], __file__.rsplit("/", 1)[0])
-    for entry in reversed(traceback.extract_tb(error.__traceback__)):
+    return _innermost(traceback.extract_tb(error.__traceback__))
+
+
+def _innermost(stack: traceback.StackSummary) -> str:
+    here = (torch.__path__[0], __file__.rpartition("/")[0])
+    for entry in reversed(stack):
         if not entry.filename.startswith(here):
             return f"{entry.filename}:{entry.lineno}: {entry.line}"
     return ""
-
-
-@dataclass
-class _Snapshot:
-    """What a forward may change: attributes of the module and its children, tensors that it reads, random state."""
-
-    module: nn.Module
-    attributes: list[tuple[nn.Module, dict[str, Any], list[dict[str, Any]]]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        for module in (self.module, *(c for c in self.module._modules.values() if c is not None)):
-            registered = [dict(module._parameters), dict(module._buffers), dict(module._modules)]
-            self.attributes.append((module, dict(module.__dict__), registered))
-        self.torch_random = torch.get_rng_state()
-        self.python_random = random.getstate()
-
-    def restore(self, tracer: _Tracer) -> str:
-        """Undo every change; returns what was changed, or an empty string."""
-        changed = ""
-        for module, attributes, registered in self.attributes:
-            now = module.__dict__
-            if now.keys() != attributes.keys() or any(now[k] is not v for k, v in attributes.items()):
-                names = [k for k in {**now, **attributes} if now.get(k, self) is not attributes.get(k, self)]
-                changed = f"forward sets attributes of the module ({', '.join(sorted(names)[:3])})"
-                now.clear()
-                now.update(attributes)
-            for current, before in zip(
-                (module._parameters, module._buffers, module._modules), registered, strict=True
-            ):
-                if any(current.get(k) is not v for k, v in before.items()) or len(current) != len(before):
-                    changed = "forward replaces parameters, buffers or children of the module"
-                    current.clear()
-                    current.update(before)
-        for value in tracer.kept:
-            name = tracer.read.get(id(value), "")
-            old = tracer.before.get(name)
-            if old is not None and not _unchanged(value, old):
-                changed = f"forward changes {name}"
-                value.data = old
-        if not torch.equal(torch.get_rng_state(), self.torch_random):
-            torch.set_rng_state(self.torch_random)
-            changed = changed or "forward draws random numbers"
-        if random.getstate() != self.python_random:
-            random.setstate(self.python_random)
-            changed = changed or "forward draws random numbers"
-        return changed
-
-
-def _unchanged(value: Tensor, old: Tensor) -> bool:
-    if value.shape != old.shape or value.dtype != old.dtype:
-        return False
-    return bool(torch.equal(value.nan_to_num() if value.is_floating_point() else value, old.nan_to_num() if old.is_floating_point() else old))

@@ -1,0 +1,159 @@
+"""Traced values.
+
+In-place arithmetic and slice assignment become nodes that return their target, and the Python object that held the target goes
+on holding the result, as it does in eager mode. With an example, sizes are concrete.
+"""
+
+import dis
+import inspect
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType, MappingProxyType
+from typing import Any, Final
+
+import torch
+from torch import Tensor, fx
+from torch.fx.proxy import TraceError
+
+EXAMPLE: Final = "example"  # node.meta: a meta tensor, or a structure of them, of the sizes of the example input
+PLAIN: Final = "plain"  # node.meta: the value is a size, a data type, ..., not a tensor
+
+
+def assign(target: Tensor, index: Any, value: Any) -> Tensor:
+    """``target[index] = value``; returns ``target``."""
+    target[index] = value
+    return target
+
+
+INPLACE: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
+    {
+        "__iadd__": operator.iadd,
+        "__isub__": operator.isub,
+        "__imul__": operator.imul,
+        "__itruediv__": operator.itruediv,
+    }
+)
+METHODS_IN_PLACE: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
+    {"add_": operator.iadd, "sub_": operator.isub, "mul_": operator.imul, "div_": operator.itruediv}
+)
+PLAIN_ATTRIBUTES: Final = frozenset("shape ndim dtype device is_cuda layout requires_grad itemsize".split())
+PLAIN_CALLS: Final = frozenset("size dim numel nelement ndimension len stride get_device is_contiguous element_size".split())
+
+
+class Traced(fx.Proxy):
+    """A value of a forward that is being read."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.node = self.tracer.create_proxy("call_function", assign, (self, index, value), {}).node
+
+    def __iter__(self) -> Iterator[Any]:
+        count = self.tracer.known_length(self.node)  # type: ignore[attr-defined]
+        if count is not None:
+            return iter([self[i] for i in range(count)])
+        frame = inspect.currentframe()
+        assert frame is not None
+        assert frame.f_back is not None
+        return _unpacked(self, frame.f_back)
+
+    def __len__(self) -> int:
+        count: int | None = self.tracer.known_length(self.node)  # type: ignore[attr-defined]
+        if count is None:
+            raise TypeError("the length of a value is asked for, and depends on the input")
+        return count
+
+    def __bool__(self) -> bool:
+        answer: bool = self.tracer.decide(self.node)  # type: ignore[attr-defined]
+        return answer
+
+    def __getattr__(self, name: str) -> Any:
+        if name in METHODS_IN_PLACE:
+            return lambda other, **options: self._add_in_place(name, other, options)
+        example = self.node.meta.get(EXAMPLE)
+        if isinstance(example, Tensor):
+            concrete = _concrete(self, example, name)
+            if concrete is not None:
+                return concrete
+        attribute = super().__getattr__(name)
+        if name.endswith("_") and not name.endswith("__"):
+            return lambda *args, **kwargs: self._write(attribute(*args, **kwargs))
+        return attribute
+
+    def _add_in_place(self, name: str, other: Any, options: Mapping[str, Any]) -> "Traced":
+        if options.get("alpha", 1) != 1:
+            other = other * options["alpha"]
+        return self._in_place(METHODS_IN_PLACE[name], other)
+
+    def _in_place(self, function: Callable[..., Any], other: Any) -> "Traced":
+        return self._write(self.tracer.create_proxy("call_function", function, (self, other), {}))
+
+    def _write(self, result: fx.Proxy) -> "Traced":
+        self.node = result.node
+        return self
+
+
+for _name, _function in INPLACE.items():
+    setattr(Traced, _name, lambda self, other, _f=_function: self._in_place(_f, other))
+
+
+def _concrete(value: Traced, example: Tensor, name: str) -> Any:
+    """A size or rank that an example fixes; None for everything else."""
+    if name in ("shape", "ndim"):
+        value.tracer.specialised = True  # type: ignore[attr-defined]
+        return getattr(example, name)
+    if name in ("size", "dim", "numel", "nelement", "ndimension"):
+        value.tracer.specialised = True  # type: ignore[attr-defined]
+        return getattr(example, name)
+    return None
+
+
+def is_plain(kind: str, target: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an operation gives a size, a data type or the like."""
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    if kind == "call_function" and target is getattr:
+        return args[1] in PLAIN_ATTRIBUTES
+    if kind == "call_method" and name in PLAIN_CALLS or kind == "call_function" and name in PLAIN_CALLS:
+        return True
+    nodes = [a for a in args if isinstance(a, fx.Node)]
+    home = getattr(target, "__module__", "")
+    return kind == "call_function" and home in ("_operator", "math", "builtins") and bool(nodes) and all(
+        node.meta.get(PLAIN) for node in nodes
+    )
+
+
+def _unpacked(proxy: fx.Proxy, frame: FrameType) -> Iterator[Any]:
+    """Elements for ``a, b = proxy``: their number stands in the byte code of the caller."""
+    for instruction in dis.get_instructions(frame.f_code):
+        if instruction.offset == frame.f_lasti and instruction.opname == "UNPACK_SEQUENCE":
+            assert isinstance(instruction.argval, int)
+            return iter([proxy[i] for i in range(instruction.argval)])
+    raise TraceError("a value is iterated over, and its length depends on the input")
+
+
+def has_traced(value: Any) -> bool:
+    """Whether a structure of arguments holds a traced value."""
+    kind = type(value)
+    if kind is Traced or issubclass(kind, fx.Proxy):
+        return True
+    if isinstance(value, dict | Mapping):
+        return any(has_traced(v) for v in value.values())
+    if isinstance(value, list | tuple):
+        return any(has_traced(v) for v in value)
+    if isinstance(value, slice):
+        return has_traced((value.start, value.stop, value.step))
+    if hasattr(kind, "__dataclass_fields__"):
+        return any(has_traced(getattr(value, name)) for name in kind.__dataclass_fields__)
+    return False
+
+
+def meta(value: Any) -> Any:
+    """A structure with every tensor on the meta device."""
+    if type(value) is not Traced and isinstance(value, Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta") if (
+            value.layout is torch.strided
+        ) else value.to("meta")
+    if isinstance(value, Mapping):
+        return {k: meta(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        items = [meta(v) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
