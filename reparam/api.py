@@ -6,7 +6,7 @@ from torch import nn
 
 from reparam.cost import DEFAULT_COST, Cost
 from reparam.graph.lift import LIFTINGS, Lifting
-from reparam.graph.session import Exclude, Options, Session, apply
+from reparam.graph.session import Exclude, Options, Session, apply, refuse_bad_model
 from reparam.report import Plan
 
 
@@ -71,4 +71,5 @@ def plan(
     Raises:
         TrainingModeError: the model is in training mode.
     """
+    refuse_bad_model(model)
     return Session(model, Options(cost, tuple(exclude), liftings, example_inputs)).summary()

@@ -1,7 +1,7 @@
 """Compare a fused region with the operations that it replaces, in float64, on random input of two sizes."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, Final
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from reparam.algebra import Affine, Conv
 from reparam.graph.build import build
-from reparam.graph.net import Value
+from reparam.graph.net import Frame, Value
 from reparam.graph.plan_net import NetPlan
 
 TOLERANCE: Final = 1e-9
@@ -27,7 +27,8 @@ def region_error(plan: NetPlan, value: Value, formula: Affine) -> float:
     Returns:
         The error; infinity if the shapes differ.
     """
-    region = _region(plan, value)
+    result = _last_identity(plan, value)
+    region = _units([*_region(plan, value), *_between(plan, value, result)], plan.dead)
     modules: dict[int, nn.Module] = {}
     worst = 0.0
     for trial, outputs in enumerate(OUTPUTS):
@@ -40,7 +41,7 @@ def region_error(plan: NetPlan, value: Value, formula: Affine) -> float:
             shape += [length(conv, axis, outputs, formula, trial) for axis in range(axes)]
             inputs[root] = torch.randn(shape, generator=generator, dtype=torch.float64)
         with torch.no_grad():
-            wanted = _run(region, value, inputs, modules)
+            wanted = _run(region, result, inputs, modules)
             found, magnitude = _evaluate(formula, inputs)
         if wanted.shape != found.shape:
             return float("inf")
@@ -66,15 +67,74 @@ def _region(plan: NetPlan, value: Value) -> list[Value]:
     return sorted(inside, key=lambda v: v.index)
 
 
-def _run(region: Iterable[Value], value: Value, inputs: Mapping[Value, Tensor], modules: dict[int, nn.Module]) -> Tensor:
+def _last_identity(plan: NetPlan, value: Value) -> Value:
+    """The value behind the operations that hand on ``value`` as it is: with them, whole modules can be run."""
+    while len(value.users) == 1:
+        (user,) = value.users
+        operation = plan.operations.get(user)
+        if operation is None or user in plan.inlined or list(operation.terms) != [value]:
+            break
+        if operation.bias is not None or not operation.terms[value].identity:
+            break
+        value = user
+    return value
+
+
+def _between(plan: NetPlan, first: Value, last: Value) -> list[Value]:
+    found = []
+    while last is not first:
+        found.append(last)
+        (last,) = plan.operations[last].terms
+    return found[::-1]
+
+
+def _units(region: list[Value], dead: Set[Value]) -> list[Value | Frame]:
+    """The region as calls: whole modules where all that they do lies within, single operations elsewhere."""
+    inside = {*region, *dead}
+    whole: dict[Frame, bool] = {}
+    units: dict[Value | Frame, None] = {}
+    for member in region:
+        unit: Value | Frame = member
+        frame: Frame | None = member.frame
+        while frame is not None and frame.parent is not None:
+            if frame not in whole:
+                whole[frame] = all(v in inside for v in frame.below())
+            result = frame.parent.env.get(frame.call) if frame.call is not None else None
+            if not whole[frame] or not isinstance(result, Value) or result not in inside:
+                break
+            unit, frame = frame, frame.parent
+        units[unit] = None
+    return list(units)
+
+
+def _call(frame: Frame, env: Mapping[Value, Any], modules: dict[int, nn.Module]) -> Any:
+    """Run a module itself, not what was read of it."""
+    arguments = {
+        name: _fill(frame.env[frame.trace.inputs[name]], env) if name in frame.trace.inputs else constant
+        for name, constant in frame.trace.arguments.items()
+    }
+    return _copy(frame.module, modules)(**arguments)
+
+
+def _copy(module: nn.Module, modules: dict[int, nn.Module]) -> nn.Module:
+    if id(module) not in modules:
+        modules[id(module)] = copy.deepcopy(module).to(device="cpu", dtype=torch.float64)
+    return modules[id(module)]
+
+
+def _run(
+    region: Iterable[Value | Frame], value: Value, inputs: Mapping[Value, Tensor], modules: dict[int, nn.Module]
+) -> Tensor:
     env: dict[Value, Any] = dict(inputs)
     for member in region:
+        if isinstance(member, Frame):
+            assert member.parent is not None
+            assert member.call is not None
+            env[member.parent.env[member.call]] = _call(member, env, modules)
+            continue
         args, kwargs = _fill(member.args, env), _fill(member.kwargs, env)
         if member.module is not None:
-            key = id(member.module)
-            if key not in modules:
-                modules[key] = copy.deepcopy(member.module).to(device="cpu", dtype=torch.float64)
-            env[member] = modules[key](*args, **kwargs)
+            env[member] = _copy(member.module, modules)(*args, **kwargs)
         elif member.node.op == "call_method":
             env[member] = getattr(args[0], str(member.node.target))(*args[1:], **kwargs)
         else:

@@ -6,8 +6,7 @@ is, and no reading of that memory may be moved across it.
 
 import inspect
 import operator
-from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from functools import lru_cache
 from typing import Any, Final, final
 
@@ -146,13 +145,12 @@ class Effects:
         for value in net.values:
             self._members.setdefault(self.memory(value), []).append(value)
         self.pure: set[Value] = set()
-        self._writes: dict[Value, list[int]] = {}
+        self._writes: dict[Value, list[Value]] = {}
         for value in writers:
             if value.node.target in IN_PLACE and value.module is None and self._may_be_pure(value):
                 self.pure.add(value)
-                continue
             for target in written(value):
-                self._writes.setdefault(self.memory(target), []).append(value.index)
+                self._writes.setdefault(self.memory(target), []).append(value)
 
     def memory(self, value: Value) -> Value:
         """The representative of all values that may share memory with ``value``."""
@@ -176,12 +174,13 @@ class Effects:
                 return False
         return True
 
-    def written_between(self, value: Value, after: int, before: int) -> bool:
-        """Whether the memory of ``value`` is written by an operation with ``after < index < before``."""
-        writes = self._writes.get(self.memory(value), [])
-        at = bisect_right(writes, after)
-        return at < len(writes) and writes[at] < before
+    def stable(self, values: Iterable[Value], after: int, before: int, gone: Container[Value] = ()) -> bool:
+        """Whether no operation with ``after < index < before`` writes the memory of ``values``.
 
-    def stable(self, values: Iterable[Value], after: int, before: int) -> bool:
-        """Whether none of the values is written in between."""
-        return not any(self.written_between(value, after, before) for value in values)
+        Operations in ``gone`` do not count: they are absorbed, and then write nothing.
+        """
+        return not any(
+            after < writer.index < before and writer not in gone
+            for value in values
+            for writer in self._writes.get(self.memory(value), ())
+        )

@@ -172,7 +172,7 @@ def _replace(homes: Mapping[int, list[tuple[nn.Module, str]]], old: nn.Module, n
 def _carry_attributes(old: nn.Module, new: nn.Module) -> None:
     """Plain attributes that were set on a replaced module go along; those that a convolution has itself stay its own."""
     for name, value in carried(old).items():
-        if name not in new.__dict__:
+        if not hasattr(new, name):
             new.__dict__[name] = value
 
 

@@ -55,12 +55,14 @@ class Site:
     Args:
         passable: why a value cannot be taken out of the forward in which it stands; empty if it can.
         crossing: why values cannot be joined, because another entry point of their module lies between; empty if they can.
+        exposed: why values cannot vanish, because another forward than one that is generated reads their parameters.
         replaceable: why the child that a value calls cannot be replaced; empty if it can.
         container: why the module of a frame cannot be replaced; empty if it can.
     """
 
     passable: Callable[[Value], str]
     crossing: Callable[[Iterable[Value]], str]
+    exposed: Callable[[Iterable[Value], Iterable[Value], Place], str]
     replaceable: Callable[[Value], str]
     container: Callable[[Frame], str]
 
@@ -76,7 +78,9 @@ def place(
     """Where to compute ``formula`` as the value of ``reader``, or why nowhere."""
     if any(conv.fill is not None and not conv.never_outside for conv in formula.terms.values()):
         return Refusal("pad", "no torch convolution pads by one constant per channel")
-    crossing = site.crossing([*absorbed(operations, inlined, reader), reader])
+    members = [*absorbed(operations, inlined, reader), reader]
+    crossing = site.crossing(members)
+    covered = [value for member in members for value in operations[member].covers]
     if crossing:
         return Refusal("entry_point", crossing, "exclude that entry point")
     path = [reader]
@@ -88,12 +92,14 @@ def place(
     chain = len(operations[path[-1]].terms) == 1
     if chain:
         swap = _swap(path, operations, site)
-        if swap is not None:
+        if swap is not None and not site.exposed(members, covered, swap):
             return swap
     candidates = sorted(path, key=lambda v: _size(operations[v]), reverse=True) if chain else path[::-1]
     reasons = []
     for at in candidates:
         result = _edit(at, path, formula, operations, inlined, site, dead)
+        if isinstance(result, Place):
+            result = site.exposed(members, covered, result) or result
         if isinstance(result, Place):
             return result
         reasons.append(result)

@@ -141,13 +141,14 @@ class _Planner:
         """The formula of ``reader`` with ``value`` replaced."""
         inner = self.plan.formulas[value]
         moved = [value, *(root for root in inner.terms if isinstance(root, Value))]
-        if not self.plan.known.effects.stable(moved, value.index, reader.index):
+        gone = self.plan.inlined | dict(inlined)
+        if not self.plan.known.effects.stable(moved, value.index, reader.index, gone):
             return Refusal("in_place", "memory that it reads is written in between", "use the operation that copies")
         if value.mode != reader.mode:
             return Refusal("mode", "it runs under another autocast or gradient mode than its reader")
         conv = formula.terms[value]
         if conv.fill is not None and not conv.never_outside and not inner.numeric:
-            inner = numbers(self.plan.operations, self.plan.inlined | dict(inlined), value)
+            inner = numbers(self.plan.operations, gone, value)
             if any(c.weight is not None and c.weight.is_meta for c in inner.terms.values()):
                 return Refusal("border_rule", "the constant of the padding has no value on the meta device")
             result = substitute(formula, {value: inner})

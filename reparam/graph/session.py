@@ -21,11 +21,10 @@ from reparam.graph.emit import Emitter, Fused, carried, mixed, modules_of
 from reparam.graph.examples import record
 from reparam.graph.lift import LIFTINGS, Known, Lifting
 from reparam.graph.net import Frame, Net, Reading, Value, hooks, is_leaf, read
-from reparam.graph.placing import Site
+from reparam.graph.placing import Mode, Place, Site
 from reparam.graph.plan_net import NetPlan, plan_net
 from reparam.graph.source import fixed_signature
 from reparam.graph.spaces import infer
-from reparam.graph.proxy import assign
 from reparam.graph.trace import reading
 from reparam.report import Plan, Region
 
@@ -68,7 +67,6 @@ class Session:
     """One model, read and planned."""
 
     def __init__(self, model: nn.Module, options: Options) -> None:
-        refuse_bad_model(model)
         self.model = model
         self.options = options
         calls = None if options.example_inputs is None else record(model, options.example_inputs)
@@ -112,7 +110,7 @@ class Session:
                 return "the module has attributes of the same names as a convolution"
             return ""
 
-        site = Site(self._not_passable, self._crossing, replaceable, container)
+        site = Site(self._not_passable, self._crossing, self._is_exposed, replaceable, container)
         return plan_net(net, known, self.options.cost, self.options.liftings, movable, site)
 
     def _excluded_frame(self, frame: Frame | None) -> bool:
@@ -131,11 +129,6 @@ class Session:
     def _crossing(self, values: Iterable[Value]) -> str:
         """An entry point of a module that some of the values are computed in, and others are not."""
         values = list(values)
-        members = set(values)
-        for value in values:
-            for reader in self._exposed.get(value.path, ()) if value.module is not None else ():
-                if not _only_for(reader, members):
-                    return f"the parameters of {value.path} are read by {reader.path or 'the model'}"
         found: dict[Frame, str] = {}
         steps: dict[Frame, dict[fx.Node, None]] = {}
         for value in values:
@@ -162,6 +155,19 @@ class Session:
             for method, read_names in self.entries.beside(frame).items():
                 if names & read_names and not names <= read_names:
                     return f"the method {method} of {frame.path or 'the model'} uses some of them"
+        return ""
+
+    def _is_exposed(self, values: Iterable[Value], covered: Iterable[Value], where: Place) -> str:
+        """A forward that reads parameters of what vanishes, and that goes on doing so."""
+        values = list(values)
+        members = {*values, *covered}
+        edited = where.at.frame if where.mode is Mode.EDIT else None
+        for value in values:
+            for reader in self._exposed.get(value.path, ()) if value.module is not None else ():
+                vanishes = where.mode is not Mode.SWAP and reader is not edited
+                vanishes = vanishes and all(v in members or not v.users for v in reader.below())
+                if not vanishes and (reader is not edited or _still_reads(reader, members)):
+                    return f"the parameters of {value.path} are read by the forward of {reader.path or 'the model'}"
         return ""
 
     def _why_not_editable(self, frame: Frame) -> str:
@@ -244,7 +250,12 @@ class Session:
                 formula = plan.numbers(value)
                 refusal = _unfit(plan, value, formula)
                 if refusal is None and check and not _is_meta(formula):
-                    errors[value] = region_error(plan, value, formula)
+                    try:
+                        errors[value] = region_error(plan, value, formula)
+                    except Exception as error:  # user code on input that it was not written for
+                        refusal = Refusal("check", f"it cannot be run on random input: {type(error).__name__}: {error}")
+                        failed.append(refusal.at(value.path, value.name))
+                        continue
                     if not errors[value] <= TOLERANCE:
                         why = f"the fused form differs by {errors[value]:.1e}: a bug of this library, please report it"
                         refusal = Refusal("check", why)
@@ -369,11 +380,14 @@ def _common(values: Iterable[Value]) -> set[Frame]:
     return common or set()
 
 
-def _only_for(reader: Frame, members: set[Value]) -> bool:
-    """Whether a forward does nothing but what a region contains, so that it goes with it."""
-    constants: list[fx.Node] = []
-    fx.node.map_arg(reader.trace.result, lambda node: constants.append(node) if node.op == "get_attr" else None)
-    return not constants and all(v in members or v.node.target is assign or not v.users for v in reader.below())
+def _still_reads(reader: Frame, members: set[Value]) -> bool:
+    """Whether operations outside of a region use parameters of children, or tensors computed from parameters."""
+    nodes = {value.node for value in members if value.frame is reader}
+    found: list[fx.Node] = []
+    for node in reader.trace.graph.nodes:
+        if node.op == "get_attr" and (str(node.target).startswith("_constant") or "." in str(node.target)):
+            found += [user for user in node.users if user not in nodes]
+    return bool(found)
 
 
 def _entangled(path: str, exposed: Mapping[str, list[Frame]]) -> bool:
@@ -389,16 +403,12 @@ def refuse_bad_model(model: object) -> None:
     """Raise if a model cannot be fused at all."""
     if not isinstance(model, nn.Module):
         raise ReparamError(f"expected an nn.Module, found {type(model).__name__}: pass the model itself")
-    if model.training and not (isinstance(model, fx.GraphModule) and not _can_eval(model)):
+    exported = isinstance(model, fx.GraphModule) and "eval" in vars(model)  # has no eval(): its mode is in its graph
+    if model.training and not exported:
         raise TrainingModeError(
             f"expected a model in eval mode, found {type(model).__name__} in training mode, where batch norms use the"
             " statistics of the batch: call model.eval() first"
         )
-
-
-def _can_eval(model: nn.Module) -> bool:
-    """Whether ``eval()`` exists: the module of an exported program has none, its graph says how it was exported."""
-    return "eval" not in vars(model)
 
 
 def apply(model: nn.Module, options: Options, *, inplace: bool, check: bool) -> nn.Module:
