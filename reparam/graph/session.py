@@ -165,6 +165,7 @@ class Session:
         for value in values:
             for reader in self._exposed.get(value.path, ()) if value.module is not None else ():
                 vanishes = where.mode is not Mode.SWAP and reader is not edited
+                vanishes = vanishes and (reader is where.container or _is_below(reader, where.container or edited))
                 vanishes = vanishes and all(v in members or not v.users for v in reader.below())
                 if not vanishes and (reader is not edited or _still_reads(reader, members)):
                     return f"the parameters of {value.path} are read by the forward of {reader.path or 'the model'}"
@@ -378,6 +379,13 @@ def _common(values: Iterable[Value]) -> set[Frame]:
             frame = frame.parent
         common = chain if common is None else common & chain
     return common or set()
+
+
+def _is_below(frame: Frame | None, other: Frame | None) -> bool:
+    """Whether ``frame`` is a call within ``other``."""
+    while frame is not None and frame is not other:
+        frame = frame.parent
+    return frame is not None
 
 
 def _still_reads(reader: Frame, members: set[Value]) -> bool:

@@ -5,6 +5,7 @@ Parameters stay concrete while tracing, so that generated weights become constan
 
 import builtins
 import inspect
+import operator
 import traceback
 import warnings
 from collections import OrderedDict
@@ -246,6 +247,8 @@ class _Tracer(fx.Tracer):
                     found = getattr(module, "out_channels", getattr(module, "num_features", None))
                     if isinstance(found, int):
                         return found if _keeps_channels(self.root.get_submodule(str(value.target))) else 0
+            if value.op == "call_function" and value.target is operator.getitem:
+                return _part(value)
             value = value.args[0] if value.args and _elementwise(value) else None
         return 0
 
@@ -265,6 +268,17 @@ def _keeps_channels(module: nn.Module) -> bool:
         return all(_keeps_channels(child) for child in module)
     simple = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.Identity)
     return isinstance(module, simple) or type(module).__module__ == "torch.nn.modules.activation"
+
+
+def _part(node: fx.Node) -> int:
+    """Size of one part of a ``split`` by sizes along the channels; 0: unknown."""
+    source, index = node.args
+    name = getattr(source, "target", "") if isinstance(getattr(source, "target", ""), str) else source.target.__name__
+    if not isinstance(source, fx.Node) or name not in ("split", "split_with_sizes") or not isinstance(index, int):
+        return 0
+    sizes = source.args[1] if len(source.args) > 1 else ()
+    dim = source.args[2] if len(source.args) > 2 else source.kwargs.get("dim", 0)
+    return int(sizes[index]) if isinstance(sizes, list | tuple) and dim == 1 else 0
 
 
 def _elementwise(node: fx.Node) -> bool:
