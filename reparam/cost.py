@@ -77,11 +77,12 @@ def conv_work(conv: Conv, biased: bool, size_in: float, size_out: float) -> Work
         groups = conv.groups
     weights = conv.out_channels * conv.in_channels // groups * conv.taps
     positions = size_in if conv.transposed else size_out
+    pads = int(conv.needs_pad)
     return Work(
         macs=weights * positions,
-        traffic=conv.in_channels * size_in + conv.out_channels * size_out,
+        traffic=conv.in_channels * size_in * (1 + 2 * pads) + conv.out_channels * size_out,
         parameters=weights + (conv.out_channels if biased else 0),
-        launches=1,
+        launches=1 + pads,
     )
 
 
@@ -99,6 +100,23 @@ def affine_work(formula: Affine, sizes: Mapping[object, float], size_out: float)
     if biased and any(conv.identity for conv in formula.terms.values()):
         extra += 1  # a bias that no convolution takes along
     return work + Work(traffic=3 * channels * size_out * extra, launches=extra)
+
+
+def operation_work(formula: Affine, sizes: Mapping[object, float], size_out: float) -> Work:
+    """Work of one operation as it stands in a net: one launch, whatever its formula."""
+    convs = [(root, conv) for root, conv in formula.terms.items() if not conv.identity]
+    if len(formula.terms) == 1:
+        if not convs:
+            return Work(launches=0)
+        ((root, conv),) = convs
+        work = conv_work(conv, formula.biased, sizes[root], size_out)
+        return Work(work.macs, work.traffic, work.parameters, 1)
+    channels = formula.channels or 1
+    return Work(
+        macs=len(convs) * channels * size_out,
+        traffic=(len(formula.terms) + 1) * channels * size_out,
+        launches=1,
+    )
 
 
 def resolution(conv: Conv, size_in: float) -> float:

@@ -115,6 +115,16 @@ class Conv:
         return self.pointwise and (self.identity or self.groups == self.in_channels == self.out_channels)
 
     @property
+    def needs_pad(self) -> bool:
+        """Whether no ``padding`` of a torch convolution expresses the border, so that a padding must go before it."""
+        if self.transposed or self.lo == self.hi and min(self.lo, default=0) >= 0:
+            return False
+        halves = tuple(e // 2 for e in self.extent)
+        rest = tuple(e - h for e, h in zip(self.extent, halves, strict=True))
+        same = self.lo == halves and self.hi == rest and set(self.stride) == {1}
+        return not (same and self.border is Border.CONSTANT)
+
+    @property
     def taps(self) -> int:
         """Taps of the kernel."""
         return prod(self.kernel)

@@ -72,9 +72,7 @@ def _shell(conv: Conv, biased: bool) -> tuple[nn.Module, nn.Module | None]:
     if conv.lo == conv.hi and min(conv.lo) >= 0:
         mode = Border.CONSTANT if not any(conv.lo) else conv.border
         return kind(**common, padding=conv.lo, padding_mode=mode.value), None
-    halves = tuple(e // 2 for e in conv.extent)
-    rest = tuple(e - h for e, h in zip(conv.extent, halves, strict=True))
-    if set(conv.stride) == {1} and conv.lo == halves and conv.hi == rest and conv.border is Border.CONSTANT:
+    if not conv.needs_pad:  # torch puts the odd one behind, too
         return kind(**common, padding="same"), None
     flat = [p for lo, hi in zip(reversed(conv.lo), reversed(conv.hi), strict=True) for p in (lo, hi)]
     if conv.border is Border.CONSTANT:

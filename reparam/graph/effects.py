@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from reparam.graph.net import Net, Value, is_leaf
-from reparam.graph.proxy import assign
+from reparam.graph.proxy import PLAIN, assign
 
 IN_PLACE: Final = {operator.iadd, operator.isub, operator.imul, operator.itruediv, assign}
 
@@ -117,10 +117,11 @@ def pure(value: Value) -> bool:
 
 
 def unused(net: Net) -> set[Value]:
-    """Values that nothing needs: discarded results and assertions, up to where they begin."""
+    """Assertions, and sizes and the like that only assertions look at."""
     dead: set[Value] = set()
     for value in reversed(net.values):
-        if not value.returned and pure(value) and not written(value) and all(user in dead for user in value.users):
+        looks = value.node.meta.get(PLAIN) or getattr(value.node.target, "__name__", "") == "_assert"
+        if looks and not value.returned and all(user in dead for user in value.users):
             dead.add(value)
     return dead
 

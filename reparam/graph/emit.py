@@ -258,7 +258,7 @@ class _Edit:
             replaced[node] = new
         inside = {value.node: value for value in self.frame.values}
         calls = {child.call: child for child in self.frame.children}
-        had_users |= self._tainted(inside)
+        had_users |= self._tainted(inside) | replaced.keys()
         for node in reversed(list(graph.nodes)):
             if not node.users and node in had_users and _erasable(node, inside, calls):
                 graph.erase_node(node)
@@ -318,9 +318,9 @@ class _Edit:
         read_elsewhere = any(best.partition(".")[0] in names for names in EntryPoints().beside(self.frame).values())
         name = "fused" if read_elsewhere or not best else best
         count, unique = 0, name
-        while unique in self.added or unique in self.new_targets or (name == "fused" and hasattr(self.frame.module, unique)):
+        while unique in self.added or unique in self.new_targets or (unique != best and hasattr(self.frame.module, unique)):
             count += 1
-            unique = f"{name}_{count}"
+            unique = f"fused_{count}" if "." in name else f"{name}_{count}"  # a list holds numbered children only
         return unique
 
     def _child(self, value: Value) -> str:
@@ -347,7 +347,7 @@ class _Edit:
         for name in sorted(set(trace.read.values()) - self.new_targets):
             if "." not in name and not name.startswith("_constant") and not used.below(_join(self.frame.path, name)):
                 _delete(module, name)
-        _prune_empty(module, self.old_targets)
+        self._shorten_lists(used)
         if isinstance(module, fx.GraphModule):
             module.graph = trace.graph
             return
@@ -356,6 +356,19 @@ class _Edit:
             _replace(homes, module, self._rest(source))
         else:
             module.__class__ = generated_class(base_class(module), source)
+
+    def _shorten_lists(self, used: _Used) -> None:
+        """Drop the placeholders at the end of lists that were emptied."""
+        for path in {target.rpartition(".")[0] for target in self.old_targets} - {""}:
+            try:
+                parent = self.frame.module.get_submodule(path)
+            except AttributeError:
+                continue
+            while isinstance(parent, nn.ModuleList) and len(parent):
+                last = f"{path}.{len(parent) - 1}"
+                if last in self.new_targets or used.below(_join(self.frame.path, last)) or last not in self.old_targets:
+                    break
+                del parent[-1]
 
     def _rest(self, source: str) -> nn.Module:
         """What is left of a norm or convolution with more than torch's own forward: no longer an instance of its class."""
@@ -408,18 +421,3 @@ def _delete(module: nn.Module, target: str) -> None:
         parent._parameters[name] = None
     elif name in parent._buffers:
         parent._buffers[name] = None
-
-
-def _prune_empty(module: nn.Module, targets: Iterable[str]) -> None:
-    """Drop the identities at the end of lists that were emptied."""
-    for target in targets:
-        path = target.rpartition(".")[0]
-        if not path:
-            continue
-        try:
-            parent = module.get_submodule(path)
-        except AttributeError:
-            continue
-        if isinstance(parent, nn.ModuleList):
-            while len(parent) and type(parent[-1]) is nn.Identity:
-                del parent[-1]

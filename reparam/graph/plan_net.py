@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, final
 
 from reparam.algebra import Affine, Refusal, substitute
-from reparam.cost import Cost, Work, affine_work, resolution
+from reparam.cost import Cost, Work, affine_work, operation_work, resolution
 from reparam.graph.effects import unused
 from reparam.graph.lift import Known, Lifting, lift
 from reparam.graph.net import Net, Value
@@ -92,6 +92,7 @@ class _Planner:
             elif isinstance(lifted, Refusal):
                 boundaries[value] = lifted.at(value.path, value.name)
         formulas = {value: operation.structure for value, operation in operations.items()}
+        self.original = dict(formulas)
         self.plan = NetPlan(net, known, operations, boundaries, formulas, _sizes(net, operations))
         covered = {c for operation in operations.values() for c in operation.covers}
         self.plan.dead = unused(net)
@@ -156,13 +157,28 @@ class _Planner:
         return substitute(formula, {value: inner})
 
     def _work(self, value: Value, formula: Affine) -> Work:
+        if formula is self.original[value]:
+            return operation_work(formula, self.plan.sizes, self.plan.sizes[value])
         return affine_work(formula, self.plan.sizes, self.plan.sizes[value])
 
-    def _total(self, formulas: Mapping[Value, Affine]) -> float:
+    def _sum(self, formulas: Mapping[Value, Affine]) -> Work:
         total = Work()
         for value, formula in formulas.items():
             total += self._work(value, formula)
-        return self.cost(total)
+        return total
+
+    def _total(self, formulas: Mapping[Value, Affine]) -> float:
+        return self.cost(self._sum(formulas))
+
+    def _gain(self, before: Mapping[Value, Affine], after: Mapping[Value, Affine]) -> Refusal | None:
+        """Why a step is not worth it: it must cost less, and need no more operations."""
+        old, new = self._sum(before), self._sum(after)
+        if new.launches > old.launches:
+            return Refusal("cost", f"{new.launches} operations would replace {old.launches}")
+        if not self.cost(new) < self.cost(old) * (1 - EPSILON):
+            ratio = self.cost(new) / (self.cost(old) or 1.0)
+            return Refusal("cost", f"the merged operation costs {ratio:.2f} times as much", "pass another cost")
+        return None
 
     def _improve(self, reader: Value) -> bool:
         """Let values disappear into ``reader`` where that pays."""
@@ -214,11 +230,10 @@ class _Planner:
         chosen, formula = self._prune(reader, chosen, formula)
         if not chosen:
             return False
-        before = self._total({v: self.plan.formulas[v] for v in (*chosen, reader)})
-        after = self._total({reader: formula})
-        if not after < before * (1 - EPSILON):
+        refusal = self._gain({v: self.plan.formulas[v] for v in (*chosen, reader)}, {reader: formula})
+        if refusal is not None:
             if seed in chosen:
-                self._refuse(seed, reader, _dearer(before, after))
+                self._refuse(seed, reader, refusal)
             return False
         where = place(reader, formula, self.plan.operations, self.plan.inlined | chosen, self.site, self.plan.dead)
         if isinstance(where, Refusal):
@@ -308,6 +323,11 @@ class _Planner:
             if value in summands and single[value] and value not in inside:
                 found.append(value)
                 inside.update(absorbed(self.plan.operations, chosen, value))
+        for value in below:
+            formula = self.plan.formulas[value]
+            hands_on = len(formula.terms) == 1 and not formula.biased and all(c.identity for c in formula.terms.values())
+            if hands_on and value not in inside and all(r not in chosen and paths[r] == paths[value] for r in formula.terms):
+                found.append(value)  # the last of a chain: without it the chain reads its result instead
         return found
 
     def _rebuild(self, reader: Value, chosen: Mapping[Value, None]) -> Affine | None:
@@ -336,8 +356,9 @@ class _Planner:
                 self._refuse(value, reader, result)
                 return False
             after[reader] = result
-        if not self._total(after) < self._total(before) * (1 - EPSILON):
-            self._refuse(value, readers[0], _dearer(self._total(before), self._total(after)))
+        refusal = self._gain(before, after)
+        if refusal is not None:
+            self._refuse(value, readers[0], refusal)
             return False
         inlined = self.plan.inlined | {value: None}
         places: dict[Value, Place] = {}
@@ -367,11 +388,6 @@ class _Planner:
 
     def _refuse(self, value: Value, reader: Value, refusal: Refusal) -> None:
         self.plan.refusals[value, reader] = refusal.at(value.path, value.name, reader.name)
-
-
-def _dearer(before: float, after: float) -> Refusal:
-    return Refusal("cost", f"the merged operation costs {after / before if before else after:.2f} times as much",
-                   "pass another cost")  # fmt: skip
 
 
 def _structure(formula: Affine) -> Affine:

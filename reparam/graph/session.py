@@ -12,12 +12,12 @@ from torch import fx, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reparam.algebra import Affine, Refusal
-from reparam.cost import DEFAULT_COST, Cost, affine_work
+from reparam.cost import DEFAULT_COST, Cost, affine_work, operation_work
 from reparam.errors import CheckError, ReparamError, TrainingModeError
 from reparam.graph.check import TOLERANCE, region_error
 from reparam.graph.effects import Effects
 from reparam.graph.entries import EntryPoints, variants
-from reparam.graph.emit import Emitter, Fused, carried, mixed, modules_of
+from reparam.graph.emit import STOCK, Emitter, Fused, carried, mixed, modules_of
 from reparam.graph.examples import record
 from reparam.graph.lift import LIFTINGS, Known, Lifting
 from reparam.graph.net import Frame, Net, Reading, Value, hooks, is_leaf, read
@@ -106,7 +106,7 @@ class Session:
             if _entangled(frame.path, exposed):
                 return "its parameters are read elsewhere"
             taken = {"stride", "padding", "dilation", "groups", "kernel_size", "bias", "weight", "in_channels", "out_channels"}
-            if taken & carried(frame.module).keys():
+            if not isinstance(frame.module, STOCK) and taken & carried(frame.module).keys():
                 return "the module has attributes of the same names as a convolution"
             return ""
 
@@ -313,7 +313,7 @@ def _describe(plan: NetPlan, value: Value, error: float | None) -> Region:
     members = [*plan.absorbed(value), value]
     before = [plan.operations[v] for v in members]
     formula = plan.formulas[value]
-    work_before = [affine_work(op.structure, plan.sizes, plan.sizes[v]) for op, v in zip(before, members, strict=True)]
+    work_before = [operation_work(op.structure, plan.sizes, plan.sizes[v]) for op, v in zip(before, members, strict=True)]
     work_after = affine_work(formula, plan.sizes, plan.sizes[value])
     scale = plan.sizes[value] or 1.0
     place = plan.places[value]
