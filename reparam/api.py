@@ -6,7 +6,8 @@ from torch import nn
 
 from reparam.cost import DEFAULT_COST, Cost
 from reparam.graph.lift import LIFTINGS, Lifting
-from reparam.graph.session import Exclude, Options, Session, apply, refuse_bad_model
+from reparam.graph.options import Options, Rule
+from reparam.graph.session import Session, apply, refuse_bad_model
 from reparam.report import Plan
 
 
@@ -16,7 +17,7 @@ def fuse(
     inplace: bool = False,
     check: bool = True,
     cost: Cost = DEFAULT_COST,
-    exclude: Exclude = (),
+    exclude: tuple[Rule, ...] = (),
     liftings: tuple[Lifting, ...] = LIFTINGS,
     example_inputs: Any = None,
 ) -> nn.Module:
@@ -48,14 +49,14 @@ def fuse(
           (1): Identity()
         )
     """
-    return apply(model, Options(cost, tuple(exclude), liftings, example_inputs), inplace=inplace, check=check)
+    return apply(model, Options(cost, exclude, liftings, example_inputs), inplace=inplace, check=check)
 
 
 def plan(
     model: nn.Module,
     *,
     cost: Cost = DEFAULT_COST,
-    exclude: Exclude = (),
+    exclude: tuple[Rule, ...] = (),
     liftings: tuple[Lifting, ...] = LIFTINGS,
     example_inputs: Any = None,
 ) -> Plan:
@@ -72,4 +73,4 @@ def plan(
         TrainingModeError: the model is in training mode.
     """
     refuse_bad_model(model)
-    return Session(model, Options(cost, tuple(exclude), liftings, example_inputs)).summary()
+    return Session(model, Options(cost, exclude, liftings, example_inputs)).summary()

@@ -9,7 +9,7 @@ from torch import nn
 from reparam.algebra import Refusal
 
 if TYPE_CHECKING:
-    from reparam.graph.session import Options
+    from reparam.graph.options import Options
 
 
 @final

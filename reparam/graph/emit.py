@@ -124,8 +124,16 @@ class Emitter:
         return self.edited.setdefault(frame, _Edit(frame))
 
     def apply(self, regions: Iterable[Fused]) -> None:
-        """Make all changes."""
-        regions = list(regions)
+        """Make all changes, or none."""
+        before = [_State(module) for module in self.model.modules()]
+        try:
+            self._apply(list(regions))
+        except BaseException:
+            for state in before:
+                state.restore()
+            raise
+
+    def _apply(self, regions: list[Fused]) -> None:
         for fused in regions:
             self.add(fused)
         homes = _homes(self.model)
@@ -152,6 +160,28 @@ class Emitter:
         used = _Used(self.nets, self.edited)
         for edit in self.edited.values():
             edit.install(used, homes)
+
+
+@final
+class _State:
+    """What a module consists of, to put it back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.kind = module, type(module)
+        self.attributes = dict(module.__dict__)
+        self.registered = [
+            (registry, dict(registry.items())) for registry in (module._parameters, module._buffers, module._modules)
+        ]
+
+    def restore(self) -> None:
+        if type(self.module) is not self.kind:
+            object.__setattr__(self.module, "__class__", self.kind)
+        self.module.__dict__.clear()
+        self.module.__dict__.update(self.attributes)
+        for registry, entries in self.registered:
+            if list(registry.items()) != list(entries.items()):
+                registry.clear()
+                registry.update(entries)
 
 
 def _homes(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:

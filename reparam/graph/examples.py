@@ -70,7 +70,7 @@ def record(model: nn.Module, inputs: Any) -> dict[str, list[Call]]:
         module.register_forward_hook(note, with_kwargs=True)
     try:
         with torch.no_grad():
-            runner(*args, **kwargs)
+            runner(*copy.deepcopy(args), **copy.deepcopy(kwargs))
     except Exception as error:
         raise ReparamError(
             f"expected example_inputs on which the model runs, found {_shapes((args, kwargs))}, on which it raises"

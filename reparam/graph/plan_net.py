@@ -136,7 +136,7 @@ class _Planner:
             user = f"{reader.name} at {reader.path or 'the root'}" if reader is not None else "the caller"
             return Refusal("used_elsewhere", f"its value is also read by {user}", "read it once")
         reason = self.movable(value)
-        return Refusal("excluded", reason) if reason else None
+        return Refusal("excluded", reason, "take it out of exclude") if reason else None
 
     def _inline(self, formula: Affine, value: Value, reader: Value, inlined: Mapping[Value, None]) -> Affine | Refusal:
         """The formula of ``reader`` with ``value`` replaced."""
@@ -182,6 +182,12 @@ class _Planner:
 
     def _improve(self, reader: Value) -> bool:
         """Let values disappear into ``reader`` where that pays."""
+        excluded = self.movable(reader)
+        if excluded:
+            for root in self.plan.formulas[reader].terms:
+                if isinstance(root, Value) and self._ok(root):
+                    self._refuse(root, reader, Refusal("excluded", excluded, "take it out of exclude"))
+            return False
         changed = False
         tried: set[Value] = set()
         while True:
@@ -348,6 +354,8 @@ class _Planner:
         if self._may_vanish(value) is not None:
             return False
         readers = list(self.readers[value])
+        if any(self.movable(reader) for reader in readers):
+            return False
         before = {value: self.plan.formulas[value]} | {r: self.plan.formulas[r] for r in readers}
         after: dict[Value, Affine] = {}
         for reader in readers:

@@ -3,64 +3,29 @@
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Final, final
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reparam.algebra import Affine, Refusal
-from reparam.cost import DEFAULT_COST, Cost, affine_work, operation_work
+from reparam.cost import affine_work
 from reparam.errors import CheckError, ReparamError, TrainingModeError
 from reparam.graph.check import TOLERANCE, region_error
 from reparam.graph.effects import Effects
 from reparam.graph.entries import EntryPoints, variants
 from reparam.graph.emit import STOCK, Emitter, Fused, carried, mixed, modules_of
 from reparam.graph.examples import record
-from reparam.graph.lift import LIFTINGS, Known, Lifting
+from reparam.graph.lift import Known
 from reparam.graph.net import Frame, Net, Reading, Value, hooks, is_leaf, read
+from reparam.graph.options import Options
 from reparam.graph.placing import Mode, Place, Site
 from reparam.graph.plan_net import NetPlan, plan_net
 from reparam.graph.source import fixed_signature
 from reparam.graph.spaces import infer
 from reparam.graph.trace import reading
 from reparam.report import Plan, Region
-
-Exclude = Iterable[str | type[nn.Module] | Callable[[str, nn.Module], bool]]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a model is planned.
-
-    Args:
-        cost: the policy that decides whether an exact rewrite is made.
-        exclude: path patterns (``"head.*"``), types or predicates of modules that stay as they are.
-        liftings: what is known to be linear.
-        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, for modules that need sizes.
-    """
-
-    cost: Cost = DEFAULT_COST
-    exclude: tuple[str | type[nn.Module] | Callable[[str, nn.Module], bool], ...] = ()
-    liftings: tuple[Lifting, ...] = LIFTINGS
-    example_inputs: Any = None
-
-    def excludes(self, path: str, module: nn.Module) -> bool:
-        """Whether a module is excluded."""
-        for rule in self.exclude:
-            if isinstance(rule, str):
-                if fnmatchcase(path, rule):
-                    return True
-            elif isinstance(rule, type):
-                if isinstance(module, rule):
-                    return True
-            elif rule(path, module):
-                return True
-        return False
-
 
 @final
 class Session:
@@ -223,11 +188,14 @@ class Session:
         for path, reason in self.reading.opaque.items():
             add(Refusal("opaque", reason, "call it once, without hooks", path=path))
         for plan in self.plans:
+            covered = {c for operation in plan.operations.values() for c in operation.covers}
             for value, refusal in plan.boundaries.items():
+                if value in covered:
+                    continue
                 if refusal.rule not in ("scale", "layout", "constant_add", "slice") or value.module is not None:
                     add(refusal)
             for (value, reader), refusal in plan.refusals.items():
-                gone = value in plan.inlined or reader in plan.inlined
+                gone = value in plan.inlined or reader in plan.inlined or _hands_on(plan, value) or _hands_on(plan, reader)
                 if not gone and refusal.rule != "boundary" and value in plan.formulas[reader].terms:
                     add(refusal)
             for value, operation in plan.operations.items():
@@ -264,6 +232,8 @@ class Session:
                     modules = modules_of(plan, value, formula)
                     if isinstance(modules, Refusal):
                         refusal = modules
+                    elif not all(_finite(p) for m in modules.values() if m is not None for p in m.parameters()):
+                        refusal = Refusal("finite", "its weights leave the range of their data type", "use a wider data type")
                     else:
                         ready.append(Fused(plan, value, plan.places[value], modules, errors.get(value)))
                 if refusal is not None:
@@ -300,9 +270,13 @@ def _unfit(plan: NetPlan, value: Value, formula: Affine) -> Refusal | None:
     tensors = [conv.weight for conv in formula.terms.values() if conv.weight is not None]
     if formula.bias is not None:
         tensors.append(formula.bias)
-    if any(not tensor.is_meta and not bool(torch.isfinite(tensor).all()) for tensor in tensors):
+    if not all(_finite(tensor) for tensor in tensors):
         return Refusal("finite", "its weights are not finite", "repair the weights")
     return None
+
+
+def _finite(tensor: Tensor) -> bool:
+    return tensor.is_meta or bool(torch.isfinite(tensor).all())
 
 
 def _is_meta(formula: Affine) -> bool:
@@ -313,7 +287,7 @@ def _describe(plan: NetPlan, value: Value, error: float | None) -> Region:
     members = [*plan.absorbed(value), value]
     before = [plan.operations[v] for v in members]
     formula = plan.formulas[value]
-    work_before = [operation_work(op.structure, plan.sizes, plan.sizes[v]) for op, v in zip(before, members, strict=True)]
+    work_before = [affine_work(op.structure, plan.sizes, plan.sizes[v]) for op, v in zip(before, members, strict=True)]
     work_after = affine_work(formula, plan.sizes, plan.sizes[value])
     scale = plan.sizes[value] or 1.0
     place = plan.places[value]
@@ -337,13 +311,27 @@ def _describe(plan: NetPlan, value: Value, error: float | None) -> Region:
         path=path,
         before=tuple(op.label for op in before if op.label != "identity"),
         after=tuple(after),
-        params_before=sum(work.parameters for work in work_before),
+        params_before=sum(_parameters(v) for v in members),
         params_after=work_after.parameters,
         macs_before=sum(work.macs for work in work_before) / scale,
         macs_after=work_after.macs / scale,
         how=place.mode.value,
         error=error,
     )
+
+
+def _hands_on(plan: NetPlan, value: Value) -> bool:
+    """Whether an operation returns its input, so that nothing is lost by leaving it."""
+    terms = plan.operations[value].terms.values()
+    return len(terms) == 1 and plan.operations[value].bias is None and all(conv.identity for conv in terms)
+
+
+def _parameters(value: Value) -> int:
+    """Parameters of an operation; norm statistics are none."""
+    if value.module is not None:
+        return sum(p.numel() for p in value.module.parameters())
+    tensors = {id(t): t for t in (*value.args, *value.kwargs.values()) if isinstance(t, nn.Parameter)}
+    return sum(t.numel() for t in tensors.values())
 
 
 def _lonely(plan: NetPlan, value: Value) -> Refusal:

@@ -457,6 +457,7 @@ def _attempt(tracer: _Tracer, arguments: ArgumentSpec, method: str) -> "Trace | 
     holes: dict[str, Any] = {}
     try:
         with torch.enable_grad():
+            tracer.mode = _mode()
             values = {}
             for name, spec in arguments.items():
                 values[name] = spec
@@ -467,7 +468,6 @@ def _attempt(tracer: _Tracer, arguments: ArgumentSpec, method: str) -> "Trace | 
                         placeholder.node.meta[EXAMPLE] = tracer.examples.argument(name)
                     values[name] = _filled(spec, placeholder)
                 holes[name] = fx.node.map_aggregate(values[name], _node_of)
-            tracer.mode = _mode()
             _active.append(tracer)
             try:
                 with _builtins():

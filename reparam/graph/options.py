@@ -1,0 +1,94 @@
+"""How a model is planned, and what is wrong with options that cannot be used."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from numbers import Real
+from typing import Any, final
+
+from torch import nn
+
+from reparam.cost import DEFAULT_COST, Cost, Work
+from reparam.errors import ReparamError
+from reparam.graph.lift import LIFTINGS, Lifting
+
+Rule = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a model is planned.
+
+    Args:
+        cost: the policy that decides whether an exact rewrite is made.
+        exclude: path patterns (``"head.*"``), types or predicates of modules that stay as they are.
+        liftings: what is known to be linear.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, for modules that need sizes.
+
+    Raises:
+        ReparamError: an option is of the wrong kind.
+    """
+
+    cost: Cost = DEFAULT_COST
+    exclude: tuple[Rule, ...] = ()
+    liftings: tuple[Lifting, ...] = LIFTINGS
+    example_inputs: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "exclude", _rules(self.exclude))
+        object.__setattr__(self, "liftings", _liftings(self.liftings))
+        _check_cost(self.cost)
+
+    def excludes(self, path: str, module: nn.Module) -> bool:
+        """Whether a module is excluded."""
+        for rule in self.exclude:
+            if isinstance(rule, str):
+                if fnmatchcase(path, rule):
+                    return True
+            elif isinstance(rule, type):
+                if isinstance(module, rule):
+                    return True
+            elif rule(path, module):
+                return True
+        return False
+
+
+def _rules(exclude: Any) -> tuple[Rule, ...]:
+    wanted = "expected exclude to be a tuple of path patterns, module types or functions of (path, module)"
+    if isinstance(exclude, str):
+        raise ReparamError(f"{wanted}, found one string {exclude!r}: write exclude=({exclude!r},)")
+    if not isinstance(exclude, list | tuple | set | frozenset):
+        name = exclude.__name__ if isinstance(exclude, type) else type(exclude).__name__
+        raise ReparamError(f"{wanted}, found {name}: put it into a tuple")
+    for rule in exclude:
+        if isinstance(rule, str) or isinstance(rule, type) and issubclass(rule, nn.Module):
+            continue
+        if isinstance(rule, type | nn.Module) or not callable(rule):
+            name = rule.__name__ if isinstance(rule, type) else type(rule).__name__
+            raise ReparamError(f"{wanted}, found {name} in it: name a module by its path, or give its type")
+    return tuple(exclude)
+
+
+def _liftings(liftings: Any) -> tuple[Lifting, ...]:
+    wanted = "expected liftings to be a tuple of functions such as reparam.LIFTINGS + (mine,)"
+    if not isinstance(liftings, list | tuple):
+        raise ReparamError(f"{wanted}, found {type(liftings).__name__}")
+    for lifting in liftings:
+        if not callable(lifting):
+            raise ReparamError(f"{wanted}, found {type(lifting).__name__} in it")
+    return tuple(liftings)
+
+
+def _check_cost(cost: Any) -> None:
+    wanted = "expected cost to be a function from reparam.Work to a number"
+    if isinstance(cost, str):
+        raise ReparamError(f"{wanted}, found the string {cost!r}: write cost=reparam.cost.{cost}")
+    if not callable(cost):
+        raise ReparamError(f"{wanted}, found {type(cost).__name__}")
+    number = cost(Work(1.0, 1.0, 1, 1))
+    if not isinstance(number, Real):
+        raise ReparamError(f"{wanted}, found one that returns {type(number).__name__} instead of a number")
+    if math.isnan(number):
+        raise ReparamError(f"{wanted}, found one that returns nan")
