@@ -49,6 +49,81 @@ def region_error(plan: NetPlan, value: Value, formula: Affine) -> float:
     return worst
 
 
+def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
+    """The same for values that take over a norm through passages: both sides are run through the passages."""
+    modules: dict[int, nn.Module] = {}
+    formulas = {member: plan.numbers(member) for member in members}
+    passages = {v for member in members for wrap in plan.wraps[member] if wrap.norm is norm for v in wrap.passages}
+    before = next(wrap.root for wrap in plan.wraps[members[0]] if wrap.norm is norm) is not None
+    worst = 0.0
+    for trial, outputs in enumerate(OUTPUTS):
+        generator = torch.Generator().manual_seed(trial)
+        inputs: dict[Value, Tensor] = {}
+
+        def draw(root: Value, conv: Conv, formula: Affine) -> None:
+            shape = [2, *([3] if conv.axes == 0 else []), conv.in_channels]
+            shape = [2, 3, conv.in_channels] if conv.axes == 0 else [2, conv.in_channels]
+            shape += [length(conv, axis, outputs, formula, trial) for axis in range(conv.axes)]
+            inputs.setdefault(root, torch.randn(shape, generator=generator, dtype=torch.float64))
+
+        with torch.no_grad():
+            if before:
+                (member,) = members
+                source = next(iter(plan.operations[norm].terms))
+                space = plan.known.spaces[norm]
+                shape = [2, space.channels, *[outputs + 2] * space.axes] if space.axes else [2, 3, space.channels]
+                shape = [2, space.channels] if space.axes == 0 and member.users and _flat(passages) else shape
+                start = {source: torch.randn(shape, generator=generator, dtype=torch.float64)}
+                wanted = _Evaluation(start, modules).value(member)
+                skipped = _Evaluation({**start, norm: start[source]}, modules)
+                wrap = next(w for w in plan.wraps[member] if w.norm is norm)
+                assert wrap.root is not None
+                found, _ = _evaluate(formulas[member], {wrap.root: skipped.value(wrap.root)})
+            else:
+                for formula in formulas.values():
+                    for root, conv in formula.terms.items():
+                        assert isinstance(root, Value)
+                        draw(root, conv, formula)
+                wanted = _Evaluation(inputs, modules).value(norm)
+                new: dict[Value, Tensor] = {}
+                for member, formula in formulas.items():
+                    new[member], _ = _evaluate(formula, {r: inputs[r] for r in formula.terms if isinstance(r, Value)})
+                (last,) = plan.operations[norm].terms
+                found = _Evaluation({**inputs, **new}, modules).value(last)
+        if wanted.shape != found.shape:
+            return float("inf")
+        worst = max(worst, float((wanted - found).abs().max() / (wanted.abs().max() + 1e-300)))
+    return worst
+
+
+def _flat(passages: Set[Value]) -> bool:
+    return not passages
+
+
+class _Evaluation:
+    """Operations of a net, run when their values are asked for."""
+
+    def __init__(self, known: Mapping[Value, Tensor], modules: dict[int, nn.Module]) -> None:
+        self.env: dict[Value, Any] = dict(known)
+        self.modules = modules
+
+    def value(self, wanted: Value) -> Any:
+        pending = [wanted]
+        while pending:
+            value = pending[-1]
+            missing = [v for v in value.inputs if v not in self.env]
+            if value in self.env:
+                pending.pop()
+            elif missing:
+                pending += missing
+            elif value.node.op == "placeholder":
+                raise ValueError(f"{value.name} is not known")
+            else:
+                self.env[value] = _result(value, self.env, self.modules)
+                pending.pop()
+        return self.env[wanted]
+
+
 def length(conv: Conv, axis: int, outputs: int, formula: Affine, trial: int) -> int:
     """Input length that gives enough outputs, every remainder of the stride in turn."""
     wide = max((abs(p) for c in formula.terms.values() for p in (*c.lo, *c.hi)), default=0)
@@ -132,16 +207,19 @@ def _run(
             assert member.call is not None
             env[member.parent.env[member.call]] = _call(member, env, modules)
             continue
-        args, kwargs = _fill(member.args, env), _fill(member.kwargs, env)
-        if member.module is not None:
-            env[member] = _copy(member.module, modules)(*args, **kwargs)
-        elif member.node.op == "call_method":
-            env[member] = getattr(args[0], str(member.node.target))(*args[1:], **kwargs)
-        else:
-            function: Any = member.node.target
-            env[member] = function(*args, **kwargs)
+        env[member] = _result(member, env, modules)
     result: Tensor = env[value]
     return result
+
+
+def _result(value: Value, env: Mapping[Value, Any], modules: dict[int, nn.Module]) -> Any:
+    args, kwargs = _fill(value.args, env), _fill(value.kwargs, env)
+    if value.module is not None:
+        return _copy(value.module, modules)(*args, **kwargs)
+    if value.node.op == "call_method":
+        return getattr(args[0], str(value.node.target))(*args[1:], **kwargs)
+    function: Any = value.node.target
+    return function(*args, **kwargs)
 
 
 def _fill(argument: Any, env: Mapping[Value, Any]) -> Any:

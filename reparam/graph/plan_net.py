@@ -6,7 +6,7 @@ not contribute is taken back. Only integers are needed here.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, final
 
 from reparam.algebra import Affine, Refusal, substitute
@@ -15,7 +15,9 @@ from reparam.graph.effects import unused
 from reparam.graph.lift import Known, Lifting, lift
 from reparam.graph.net import Net, Value
 from reparam.graph.operation import Operation, absorbed
-from reparam.graph.placing import Place, Site, place
+from reparam.graph.proxy import PLAIN
+from reparam.graph.placing import Mode, Place, Site, place
+from reparam.graph.through import Wrap, consumer, producers, wrapped
 
 EPSILON: Final = 1e-9
 REACH: Final = 256  # values that one step looks at
@@ -38,6 +40,9 @@ class NetPlan:
         sizes: relative spatial elements of each value.
         dead: values that nothing needs.
         spread: values that disappeared into several readers.
+        wraps: scales and shifts that a value takes over through passages.
+        groups: each norm that was taken over, with those that share it.
+        alone: why a norm was not taken over.
     """
 
     net: Net
@@ -51,6 +56,9 @@ class NetPlan:
     refusals: dict[tuple[Value, Value], Refusal] = field(default_factory=dict)
     dead: set[Value] = field(default_factory=set)
     spread: dict[Value, list[Value]] = field(default_factory=dict)
+    wraps: dict[Value, list[Wrap]] = field(default_factory=dict)
+    groups: list[tuple[Value, list[Value]]] = field(default_factory=list)
+    alone: dict[Value, Refusal] = field(default_factory=dict)
 
     def changed(self) -> list[Value]:
         """Materialised values into which others disappeared, in order of execution."""
@@ -62,7 +70,13 @@ class NetPlan:
 
     def numbers(self, value: Value) -> Affine:
         """The formula of a value with weights."""
-        return numbers(self.operations, self.inlined, value)
+        formula = numbers(self.operations, self.inlined, value)
+        for wrap in self.wraps.get(value, ()):
+            result = wrapped(formula, value, wrap, numbers(self.operations, self.inlined, wrap.norm))
+            if isinstance(result, Refusal):
+                raise AssertionError(f"a planned formula cannot be computed: {result}")
+            formula = result
+        return formula
 
 
 def numbers(operations: Mapping[Value, Operation], inlined: Iterable[Value], value: Value) -> Affine:
@@ -124,7 +138,90 @@ class _Planner:
                     changed |= self._spread(value)
             if not changed:
                 break
+        for value in order:
+            if value not in self.plan.inlined:
+                self._go_through(value)
         return self.plan
+
+    # -- through passages -------------------------------------------------------------------------------------------
+
+    def _go_through(self, norm: Value) -> None:
+        """Let a scale and shift disappear into the operations on the other side of passages."""
+        formula = self.plan.formulas[norm]
+        if len(formula.terms) != 1 or self.movable(norm) or norm in self.plan.wraps:
+            return
+        ((root, conv),) = formula.terms.items()
+        if not conv.diagonal or conv.identity and not formula.biased or not isinstance(root, Value):
+            return
+        spaces, operations = self.plan.known.spaces, self.plan.operations
+        if root in operations or norm not in spaces:
+            back: list[tuple[Value, Wrap]] | Refusal = Refusal("norm", "")
+        else:
+            counts = {value: self._reading(value) for value in self.plan.net.values}
+            back = producers(norm, root, spaces, operations, counts)
+        for found in (back, consumer(norm, spaces, operations)):
+            if isinstance(found, Refusal):
+                if found.condition:
+                    self._refuse_norm(norm, found)
+                continue
+            refusal = self._wrap(norm, found)
+            if refusal is None:
+                return
+            self._refuse_norm(norm, refusal)
+
+    def _reading(self, value: Value) -> int:
+        readers = [user for user in value.users if user not in self.plan.dead and not _only_shape(user, value)]
+        return len(readers) + (2 if value.returned else 0)
+
+    def _refuse_norm(self, norm: Value, refusal: Refusal) -> None:
+        self.plan.alone[norm] = refusal.at(norm.path, norm.name)
+
+    def _wrap(self, norm: Value, found: list[tuple[Value, Wrap]]) -> Refusal | None:
+        before = {norm: self.plan.formulas[norm]} | {value: self.plan.formulas[value] for value, _ in found}
+        after: dict[Value, Affine] = {}
+        for value, wrap in found:
+            if value in self.plan.inlined or value in after:
+                return Refusal("used_elsewhere", f"{value.name} at {value.path} became part of another operation")
+            if self.movable(value):
+                return Refusal("excluded", self.movable(value))
+            span = sorted((value.index, norm.index))
+            moved = (value, norm, *wrap.passages)
+            if value.mode != norm.mode or not self.plan.known.effects.stable(moved, span[0], span[1]):
+                return Refusal("in_place", "memory between the two is written, or the mode changes")
+            result = wrapped(self.plan.formulas[value], value, wrap, self.plan.formulas[norm])
+            if isinstance(result, Refusal):
+                return result
+            if any(conv.diagonal for conv in result.terms.values()):
+                return Refusal("cost", f"{value.name} at {value.path} is no convolution that could take it along")
+            after[value] = result
+        refusal = self._gain(before, after)
+        if refusal is not None:
+            return refusal
+        reason = self.site.passable(norm) if norm.module is None or self.site.replaceable(norm) else ""
+        reason = reason or self.site.crossing([norm, *after, *(p for _, w in found for p in w.passages)])
+        if reason:
+            return Refusal("place", reason)
+        places: dict[Value, Place] = {}
+        for value, formula in after.items():
+            where = place(value, formula, self.plan.operations, self.plan.inlined, self.site, self.plan.dead)
+            if isinstance(where, Refusal):
+                return where
+            if where.mode is Mode.CONTAINER:
+                return Refusal("place", "its convolution is all that a module does")
+            places[value] = where
+        for value, wrap in found:
+            self.plan.formulas[value] = after[value]
+            self.plan.wraps.setdefault(value, []).append(wrap)
+            where = places[value]
+            self.plan.places[value] = replace(where, passed=(*where.passed, *self._own(norm)))
+        self.plan.groups.append((norm, [value for value, _ in found]))
+        self.plan.inlined[norm] = None
+        self.plan.places.pop(norm, None)
+        return None
+
+    def _own(self, norm: Value) -> list[Value]:
+        """The norm and what it absorbed before: all of it hands on its input."""
+        return [*absorbed(self.plan.operations, self.plan.inlined, norm), norm]
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
@@ -340,9 +437,10 @@ class _Planner:
         formula = self.plan.formulas[reader]
         done: dict[Value, None] = {}
         while True:
-            root = next((r for r in formula.terms if isinstance(r, Value) and r in chosen and r not in done), None)
-            if root is None:
+            ready = [r for r in formula.terms if isinstance(r, Value) and r in chosen]
+            if not ready:
                 return formula if len(done) == len(chosen) else None
+            root = max(ready, key=lambda r: r.index)  # all its readers were replaced before
             result = self._inline(formula, root, reader, done)
             if isinstance(result, Refusal):
                 return None
@@ -396,6 +494,12 @@ class _Planner:
 
     def _refuse(self, value: Value, reader: Value, refusal: Refusal) -> None:
         self.plan.refusals[value, reader] = refusal.at(value.path, value.name, reader.name)
+
+
+def _only_shape(user: Value, value: Value) -> bool:
+    """Whether an operation looks at the shape of ``value`` only."""
+    named = user.node.target in ("reshape_as", "view_as", "expand_as", "type_as")
+    return bool(user.node.meta.get(PLAIN)) or named and user.args[0] is not value
 
 
 def _structure(formula: Affine) -> Affine:

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reparam.algebra import Affine, Refusal
 from reparam.cost import affine_work
 from reparam.errors import CheckError, ReparamError, TrainingModeError
-from reparam.graph.check import TOLERANCE, region_error
+from reparam.graph.check import TOLERANCE, group_error, region_error
 from reparam.graph.effects import Effects
 from reparam.graph.entries import EntryPoints, variants
 from reparam.graph.emit import STOCK, Emitter, Fused, carried, mixed, modules_of
@@ -40,6 +40,12 @@ class Session:
         with reading():
             self.reading: Reading = read(model, calls)
             self._exposed = _exposed(self.reading)
+            self._read_by_unread = {
+                f"{path}.{name.rpartition('.')[0]}" if path else name.rpartition(".")[0]: path or "the model"
+                for path, unread in self.reading.unread.items()
+                for name in unread.read
+                if "." in name
+            }
             self.plans = [self._plan(net) for net in self.reading.nets]
 
     def _plan(self, net: Net) -> NetPlan:
@@ -51,6 +57,8 @@ class Session:
             module = value.module
             if module is not None and self.options.excludes(value.path, module):
                 return "the module is excluded"
+            if module is not None and value.path in self._read_by_unread:
+                return f"its parameters are read by the forward of {self._read_by_unread[value.path]}"
             if self.options.exclude and self._excluded_frame(value.frame):
                 return "the module is excluded"
             return ""
@@ -148,6 +156,8 @@ class Session:
             return "its forward changes the autocast or gradient mode"
         if frame.trace.specialised:
             return "its forward was read for the sizes of the example inputs only"
+        if frame.trace.cache:
+            return f"its forward fills {frame.trace.cache}"
         if isinstance(frame.module, fx.GraphModule):
             return ""
         reason = fixed_signature(frame.module)
@@ -200,8 +210,28 @@ class Session:
                     add(refusal)
             for value, operation in plan.operations.items():
                 if operation.norm and value not in plan.inlined and value not in plan.places:
-                    add(_lonely(plan, value))
+                    add(plan.alone.get(value) or _lonely(plan, value))
         return list(found.values())
+
+    def _check_groups(self, ready: list[Fused], errors: dict[Value, float]) -> list[Refusal]:
+        """Check the values that took over a norm through passages; those that fail are taken out of ``ready``."""
+        failed = []
+        values = {fused.value for fused in ready}
+        for plan in self.plans:
+            for norm, members in plan.groups:
+                if not values.issuperset(members) or any(_is_meta(plan.numbers(m)) for m in members):
+                    continue
+                try:
+                    error = group_error(plan, norm, members)
+                    why = f"the fused form differs by {error:.1e}: a bug of this library, please report it"
+                except Exception as problem:  # user code on input that it was not written for
+                    error, why = float("inf"), f"it cannot be run on random input: {type(problem).__name__}: {problem}"
+                for member in members:
+                    errors[member] = error
+                if not error <= TOLERANCE:
+                    failed.append(Refusal("check", why).at(norm.path, norm.name))
+                    ready[:] = [fused for fused in ready if fused.value not in members]
+        return failed
 
     # -- the model --------------------------------------------------------------------------------------------------
 
@@ -218,7 +248,7 @@ class Session:
                     continue
                 formula = plan.numbers(value)
                 refusal = _unfit(plan, value, formula)
-                if refusal is None and check and not _is_meta(formula):
+                if refusal is None and check and not _is_meta(formula) and value not in plan.wraps:
                     try:
                         errors[value] = region_error(plan, value, formula)
                     except Exception as error:  # user code on input that it was not written for
@@ -238,6 +268,8 @@ class Session:
                         ready.append(Fused(plan, value, plan.places[value], modules, errors.get(value)))
                 if refusal is not None:
                     failed.append(refusal.at(value.path, value.name))
+        if check:
+            failed += self._check_groups(ready, errors)
         summary = self.summary(errors, failed)
         Emitter(self.model, self.reading.nets).apply(_without_entangled(ready))
         return summary
@@ -251,6 +283,7 @@ def _without_entangled(ready: list[Fused]) -> list[Fused]:
         for fused in ready:
             shared = [v for v in fused.plan.absorbed(fused.value) if v in fused.plan.spread]
             needed = {_final(fused.plan, reader) for v in shared for reader in fused.plan.spread[v]}
+            needed.update(m for norm, members in fused.plan.groups if fused.value in members for m in members)
             if needed <= present:
                 keep.append(fused)
         if len(keep) == len(ready):
@@ -284,7 +317,7 @@ def _is_meta(formula: Affine) -> bool:
 
 
 def _describe(plan: NetPlan, value: Value, error: float | None) -> Region:
-    members = [*plan.absorbed(value), value]
+    members = [*plan.absorbed(value), value, *(wrap.norm for wrap in plan.wraps.get(value, ()))]
     before = [plan.operations[v] for v in members]
     formula = plan.formulas[value]
     work_before = [affine_work(op.structure, plan.sizes, plan.sizes[v]) for op, v in zip(before, members, strict=True)]

@@ -21,6 +21,8 @@ class Snapshot:
     collections: list[tuple[str, Any, Any]] = field(default_factory=list)
     attributes: list[tuple[nn.Module, dict[str, Any], list[dict[str, Any]]]] = field(default_factory=list)
 
+    cached: str = ""
+
     def __post_init__(self) -> None:
         children = (c for c in self.module._modules.values() if c is not None)
         for module in (self.module, *(c for c in children if not isinstance(c, torch.jit.ScriptModule))):
@@ -39,7 +41,7 @@ class Snapshot:
             read: tensors that were read, by name, with their content before.
 
         Returns:
-            What was changed, or an empty string.
+            What was changed, or an empty string; a collection that was only filled is named by ``cached`` instead.
         """
         changed = ""
         for module, attributes, registered in self.attributes:
@@ -58,7 +60,7 @@ class Snapshot:
                     current.update(before)
         for name, collection, before in self.collections:
             if len(collection) != len(before) or any(a is not b for a, b in zip(collection, before, strict=True)):
-                changed = f"forward changes {name} of the module"
+                self.cached = name
                 collection.clear()
                 collection.extend(before) if isinstance(collection, list) else collection.update(before)
         for name, (value, old) in read.items():

@@ -82,6 +82,8 @@ def tensor_input(value: Value) -> Value | None:
 
 def infer(net: Net) -> dict[Value, Space]:
     """Spaces of the values of a net; what is not known is absent."""
+    from reparam.graph.passages import spread
+
     spaces: dict[Value, Space] = {}
     for _ in range(3):
         before = len(spaces)
@@ -89,6 +91,7 @@ def infer(net: Net) -> dict[Value, Space]:
             _forward(value, spaces)
         for value in reversed(net.values):
             _backward(value, spaces)
+        spread(net.values, spaces)
         if len(spaces) == before:
             break
     return spaces

@@ -29,10 +29,11 @@ MOST_CONDITIONS: Final = 4
 @final
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """Why a module's forward could not be read, and the line of code that stopped it."""
+    """Why a module's forward could not be read, the line of code that stopped it, and the tensors that it read so far."""
 
     reason: str
     where: str = ""
+    read: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.where})" if self.where else self.reason
@@ -74,6 +75,7 @@ class Trace:
         modes: nodes under another autocast or gradient mode than the caller's.
         chunks: calls of ``chunk`` that were taken to give as many parts as asked for.
         specialised: whether sizes of the example input went into the graph.
+        cache: a collection of the module that the forward fills; empty if none.
     """
 
     module: nn.Module
@@ -88,6 +90,7 @@ class Trace:
     modes: Mapping[fx.Node, tuple[bool, ...]]
     chunks: tuple[tuple[fx.Node, int], ...] = ()
     specialised: bool = False
+    cache: str = ""
 
 
 class _Tracer(fx.Tracer):
@@ -433,7 +436,7 @@ def trace(
     for at, answer in enumerate(answers):
         other = _attempt(_Tracer(module, examples, [*answers[:at], not answer]), arguments, method)
         if not isinstance(other, _Raised):
-            return Unread("TraceError: the forward branches on its input", tracer.asked[at][1])
+            return Unread("TraceError: the forward branches on its input", tracer.asked[at][1], frozenset(tracer.read.values()))
     return result
 
 
@@ -478,11 +481,11 @@ def _attempt(tracer: _Tracer, arguments: ArgumentSpec, method: str) -> "Trace | 
             tracer.graph.output(output)
     except Exception as error:  # user code under symbolic values can raise anything
         snapshot.restore(tracer.before)
-        unread = Unread(_first_line(error), _place(error))
+        unread = Unread(_first_line(error), _place(error), frozenset(tracer.read.values()))
         return _Raised(unread) if _raised_by_user(error) else unread
     changed = snapshot.restore(tracer.before)
     if changed:
-        return Unread(changed)
+        return Unread(changed, read=frozenset(tracer.read.values()))
     return Trace(
         module=module,
         arguments=arguments,
@@ -496,6 +499,7 @@ def _attempt(tracer: _Tracer, arguments: ArgumentSpec, method: str) -> "Trace | 
         modes=tracer.modes,
         chunks=tuple(tracer.chunks),
         specialised=tracer.specialised,
+        cache=snapshot.cached,
     )
 
 
