@@ -217,24 +217,25 @@ class _Used:
     """Dotted paths of what the forwards of a model read."""
 
     def __init__(self, nets: Iterable[Net], edited: Mapping[Frame, "_Edit"]) -> None:
-        self.paths: set[str] = set()
+        paths: set[str] = set()
         for net in nets:
             for frame in net.frames:
                 if frame in edited or not _called(frame):
                     continue
                 names = {str(n.target) for n in frame.trace.graph.nodes if n.op in ("call_module", "get_attr")}
-                self.paths |= {_join(frame.path, name) for name in names | set(frame.trace.read.values())}
-                self.paths |= {_join(frame.path, name) for name in frame.trace.touched}
+                paths |= {_join(frame.path, name) for name in names | set(frame.trace.read.values())}
+                paths |= {_join(frame.path, name) for name in frame.trace.touched}
+        self._above = {path[:at] for path in paths for at in (*(i for i, c in enumerate(path) if c == "."), len(path))}
 
     def below(self, path: str) -> bool:
         """Whether ``path`` or something below it is read."""
-        return any(p == path or p.startswith(path + ".") for p in self.paths)
+        return path in self._above
 
 
 def _called(frame: Frame) -> bool:
     """Whether the call of a frame is still there."""
     while frame.parent is not None and frame.call is not None:
-        if frame.call not in frame.parent.trace.graph.nodes:
+        if frame.call._erased:
             return False
         frame = frame.parent
     return True

@@ -56,7 +56,10 @@ class EntryPoints:
         key = (frame, method)
         if key not in self._variants:
             self._variants[key] = list(variants(frame, method))
-        links = {_name(a): _name(b) for b in nodes for a in b.all_input_nodes if a in nodes}
+        if not self._variants[key]:
+            return ""
+        inside = set(nodes)
+        links = {_name(a): _name(b) for b in nodes for a in b.all_input_nodes if a in inside}
         for name, traced in self._variants[key]:
             why = f"{method} of {frame.path or 'the model'} may do otherwise for another {name}"
             if isinstance(traced, Unread):

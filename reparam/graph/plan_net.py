@@ -131,7 +131,7 @@ class _Planner:
         for _ in range(8):
             changed = False
             for value in order:
-                if value not in self.plan.inlined:
+                if value not in self.plan.inlined and not self._is_partial_sum(value):
                     changed |= self._improve(value)
             for value in order:
                 if value not in self.plan.inlined and len(self.readers.get(value, ())) > 1:
@@ -222,6 +222,15 @@ class _Planner:
     def _own(self, norm: Value) -> list[Value]:
         """The norm and what it absorbed before: all of it hands on its input."""
         return [*absorbed(self.plan.operations, self.plan.inlined, norm), norm]
+
+    def _is_partial_sum(self, value: Value) -> bool:
+        """Whether a sum goes into one other sum as it is: the other one is looked at instead."""
+        readers = self.readers.get(value, {})
+        if len(self.plan.operations[value].terms) < 2 or len(readers) != 1 or value in self.held:
+            return False
+        (reader,) = readers
+        terms = self.plan.operations[reader].terms
+        return len(terms) > 1 and value in terms and terms[value].identity
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
