@@ -21,8 +21,9 @@ demo: $(DEMO_STAMP)  ## train a small RepVGG on real images, fuse it and compare
 test: $(TEST_STAMP)  ## the test suite
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-zoo: $(TEST_STAMP)  ## only the tests on timm's and torchvision's nets
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m zoo $(ARGS)
+zoo: $(TEST_STAMP)  ## 2,000 random nets, then every family of timm and torchvision: writes docs/zoo.md
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m long
+	$(ONE_THREAD) $(BIN)/python benchmarks/zoo.py --jobs $(WORKERS) $(ARGS)
 
 lint: $(TEST_STAMP)  ## ruff
 	$(BIN)/ruff check .

@@ -2,9 +2,9 @@
 
 from reparam import cost, models
 from reparam.algebra import Refusal
+from reparam.api import fuse, plan
 from reparam.cost import DEFAULT_COST, Cost, Work
 from reparam.errors import CheckError, ReparamError, TrainingModeError
-from reparam.api import fuse, plan
 from reparam.graph.lift import LIFTINGS
 from reparam.report import Plan, Region
 

@@ -26,12 +26,13 @@ def fuse(
     Args:
         model: any module, in eval mode.
         inplace: change ``model`` itself; on an error it is left as it was.
-        check: compare every region with the operations that it replaces, in float64; a region that differs is left alone.
+        check: compare every region with the operations that it replaces, in float64; a region that differs is left
+            alone.
         cost: the policy that decides whether an exact rewrite is made.
         exclude: path patterns (``"head.*"``), types, or predicates of ``(path, module)``: these stay as they are.
         liftings: what is known to be linear; extend with ``reparam.LIFTINGS + (mine,)``.
-        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; a copy of the model is run on them
-            once, and modules that cannot be read without sizes are read for these.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; a copy of the model is run on
+            them once, and modules that cannot be read without sizes are read for these.
 
     Returns:
         A model of the same class that computes the same.

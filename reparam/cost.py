@@ -1,13 +1,13 @@
 """What a convolution costs, and the policy that decides whether an exact rewrite is made.
 
-Rules decide equality, the policy decides use. A policy is any function from ``Work`` to a number; a rewrite is made iff the
-number gets smaller. Sizes are relative: elements per channel at the resolution of the region.
+Rules decide equality, the policy decides use. A policy is any function from ``Work`` to a number; a rewrite is made iff
+the number gets smaller. Sizes are relative: elements per channel at the resolution of the region.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Final, final
+from typing import Any, Final, final
 
 from reparam.algebra import Affine, Conv
 
@@ -39,7 +39,6 @@ class Work:
 
 
 Cost = Callable[[Work], float]
-NEVER: Final = float("inf")
 
 
 def macs_and_traffic(work: Work) -> float:
@@ -86,7 +85,7 @@ def conv_work(conv: Conv, biased: bool, size_in: float, size_out: float) -> Work
     )
 
 
-def affine_work(formula: Affine, sizes: Mapping[object, float], size_out: float) -> Work:
+def affine_work(formula: Affine, sizes: Mapping[Any, float], size_out: float) -> Work:
     """Work of a value that is computed as its formula says: one convolution per term, and the sum."""
     work = Work()
     biased = formula.biased
@@ -102,7 +101,7 @@ def affine_work(formula: Affine, sizes: Mapping[object, float], size_out: float)
     return work + Work(traffic=3 * channels * size_out * extra, launches=extra)
 
 
-def operation_work(formula: Affine, sizes: Mapping[object, float], size_out: float) -> Work:
+def operation_work(formula: Affine, sizes: Mapping[Any, float], size_out: float) -> Work:
     """Work of one operation as it stands in a net: one launch, whatever its formula."""
     convs = [(root, conv) for root, conv in formula.terms.items() if not conv.identity]
     if len(formula.terms) == 1:

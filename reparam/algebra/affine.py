@@ -4,15 +4,15 @@
 
 The bias is kept once per value and never per term, because a batch norm after a sum shifts once.
 
-**The border rule.** An operation that reads beyond the ends of a value assumes a constant there (zero, unless it pads by
-another one). Its input may be replaced by the formula of the input iff the formula, with its own inputs extended, gives
-that very constant outside. Along one axis the formula is constant outside if every tap of every outside output is itself
-outside (``Conv.constant_outside``); its value is then ``bias + sum_r (sum_a W_r[a]) . fill_r``.
+**The border rule.** An operation that reads beyond the ends of a value assumes a constant there (zero, unless it pads
+by another one). Its input may be replaced by the formula of the input iff the formula, with its own inputs extended,
+gives that very constant outside. Along one axis the formula is constant outside if every tap of every outside output is
+itself outside (``Conv.constant_outside``); its value is then ``bias + sum_r (sum_a W_r[a]) . fill_r``.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -32,12 +32,12 @@ class Affine:
     """``bias + sum_r Conv_r(r)`` over distinct roots ``r``.
 
     Args:
-        terms: root to convolution.
+        terms: root (anything hashable) to convolution.
         biased: whether there is a bias.
         bias: ``(out,)``; None: no bias, or structure only.
     """
 
-    terms: Mapping[Hashable, Conv]
+    terms: Mapping[Any, Conv]
     biased: bool = False
     bias: Tensor | None = None
 
@@ -87,6 +87,8 @@ def border_rule(outer: Conv, inner: Affine) -> Refusal | None:
 
     A border that ``outer`` extends by a constant other than zero needs a numeric ``inner``.
     """
+    if not inner.biased and len(inner.terms) == 1 and all(conv.identity for conv in inner.terms.values()):
+        return None  # the value is its root
     if outer.never_outside or outer.transposed:
         if outer.transposed and inner.biased:
             return Refusal(RULE, "a transposed convolution spreads a bias unevenly", "drop the bias before it")
@@ -126,7 +128,7 @@ def _same(fill: Tensor, inner: Affine) -> bool:
     return bool(torch.allclose(there, wanted, rtol=1e-4, atol=1e-6 * float(1 + wanted.abs().max())))
 
 
-def substitute(outer: Affine, formulas: Mapping[Hashable, Affine], *, trusted: bool = False) -> Affine | Refusal:
+def substitute(outer: Affine, formulas: Mapping[Any, Affine], *, trusted: bool = False) -> Affine | Refusal:
     """``outer`` with some of its roots replaced by their formulas.
 
     Args:
@@ -145,7 +147,7 @@ def substitute(outer: Affine, formulas: Mapping[Hashable, Affine], *, trusted: b
         >>> list(result.terms), result.biased
         (['x'], True)
     """
-    parts: dict[Hashable, list[Conv]] = {}
+    parts: dict[Any, list[Conv]] = {}
     biased, bias = outer.biased, outer.bias
     for root, conv in outer.terms.items():
         if root not in formulas:
@@ -166,13 +168,13 @@ def substitute(outer: Affine, formulas: Mapping[Hashable, Affine], *, trusted: b
             if inner.bias is not None and (conv.weight is not None or conv.identity):
                 moved = response(conv, inner.bias.double())
                 bias = moved if bias is None else bias.double() + moved.to(bias.device)
-    terms: dict[Hashable, Conv] = {}
+    terms: dict[Any, Conv] = {}
     for root, convs in parts.items():
         total = branch_sum(convs)
         if isinstance(total, Refusal):
             return total
         terms[root] = total
     result = Affine(terms, biased, bias)
-    if outer.bias is None and outer.biased or any(f.biased and f.bias is None for f in formulas.values()):
+    if (outer.bias is None and outer.biased) or any(f.biased and f.bias is None for f in formulas.values()):
         result = replace(result, bias=None)
     return result

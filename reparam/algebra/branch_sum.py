@@ -2,19 +2,20 @@
 
     sum_r sum_a W_r[a] . x[s j - lo_r + d_r a]  =  sum_o W[o] . x[s j + o]        over the union of the tap offsets o
 
-Domain: the same input, channels, axes, stride and slack. Slack fixes the output length; with different slacks the lengths
-agree for some sizes only (stride > 1) or for none. Kernels are placed at their own offsets, never centred, so 1xk, even,
-off-centre, cropped and dilated kernels need no case of their own. The taps of the result lie on the coarsest lattice that
-holds all offsets (3x3 at dilation 2 plus 1x1 stays 3x3 at dilation 2). Borders must be extended alike, or one side never
-reads outside.
+Domain: the same input, channels, axes, stride and slack. Slack fixes the output length; with different slacks the
+lengths agree for some sizes only (stride > 1) or for none. Kernels are placed at their own offsets, never centred, so
+1xk, even, off-centre, cropped and dilated kernels need no case of their own. The taps of the result lie on the coarsest
+lattice that holds all offsets (3x3 at dilation 2 plus 1x1 stays 3x3 at dilation 2). Borders must be extended alike, or
+one side never reads outside.
 
-Source: the sum of RepVGG (arXiv 2101.03697, section 3.3) and DBB (arXiv 2103.13425, transforms II and VI), freed of their
-centred kernels.
+Source: the sum of RepVGG (arXiv 2101.03697, section 3.3) and DBB (arXiv 2103.13425, transforms II and VI), freed of
+their centred kernels.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from math import gcd
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,12 +40,12 @@ def branch_sum(parts: Sequence[Conv]) -> Conv | Refusal:
         >>> total.kernel, total.dilation
         ((3,), (2,))
     """
-    box: Conv | Refusal = parts[0]
+    box = parts[0]
     for part in parts[1:]:
-        box = common_box(box, part)
-        if isinstance(box, Refusal):
-            return box
-    assert isinstance(box, Conv)
+        common = common_box(box, part)
+        if isinstance(common, Refusal):
+            return common
+        box = common
     if len(parts) == 1:
         return box
     box = replace(box, weight=None, identity=False)
@@ -63,7 +64,8 @@ def _rows_shape(box: Conv) -> Ints:
 
 def add_into(total: Tensor, box: Conv, part: Conv) -> None:
     """Add the taps of ``part`` at their offsets to ``total``, the weight of the larger ``box``."""
-    window = total[(..., *(slice(o, o + st * (k - 1) + 1, st) for o, st, k in _placement(box, part)))]
+    taps: tuple[Any, ...] = tuple(slice(o, o + st * (k - 1) + 1, st) for o, st, k in _placement(box, part))
+    window = total[(..., *taps)]
     blocks = finer_blocks(window, box.groups, part.groups)
     if part.identity and part.weight is None:
         blocks.add_(1)
@@ -82,7 +84,9 @@ def _placement(box: Conv, part: Conv) -> list[tuple[int, int, int]]:
 def common_box(a: Conv, b: Conv) -> Conv | Refusal:
     """The smallest structure that holds the taps of both, or why their sum is no convolution."""
     if a.identity and b.identity and (a.in_channels == 0 or b.in_channels == 0):
-        return Refusal(RULE, "the channels of the input are not known, a broadcast is possible", "give an example input")
+        return Refusal(
+            RULE, "the channels of the input are not known, a broadcast is possible", "give an example input"
+        )
     if (a.in_channels, a.out_channels) != (b.in_channels, b.out_channels):
         found = f"{a.in_channels} -> {a.out_channels} and {b.in_channels} -> {b.out_channels}"
         return Refusal(RULE, f"channels differ ({found}): the sum broadcasts", "give the branches the same channels")

@@ -117,7 +117,7 @@ class Conv:
     @property
     def needs_pad(self) -> bool:
         """Whether no ``padding`` of a torch convolution expresses the border, so that a padding must go before it."""
-        if self.transposed or self.lo == self.hi and min(self.lo, default=0) >= 0:
+        if self.transposed or (self.lo == self.hi and min(self.lo, default=0) >= 0):
             return False
         halves = tuple(e // 2 for e in self.extent)
         rest = tuple(e - h for e, h in zip(self.extent, halves, strict=True))
@@ -149,7 +149,7 @@ class Conv:
         Then the formula, evaluated there, gives the response to the input's extension. It holds for one unpadded
         tap and for "full" padding.
         """
-        if self.identity:
+        if self.identity or (axis >= self.axes and self.pointwise):
             return True
         if self.transposed or self.border is not Border.CONSTANT:
             return False

@@ -4,8 +4,8 @@ With ``v[m] = sum_a V[a] . x[s1 m - lo1 + d1 a]`` and ``u[j] = sum_b U[b] . v[s2
 
     u[j] = sum_{a,b} U[b] V[a] . x[s1 s2 j - (lo1 + s1 lo2) + d1 a + s1 d2 b]
 
-so ``s = s1 s2``, ``lo = lo1 + s1 lo2``, ``slack = slack1 + s1 slack2`` (the lengths agree for every size, since floors of
-quotients nest), taps on the lattice ``gcd(d1, s1 d2)``, ``groups = gcd(g1, g2)``.
+so ``s = s1 s2``, ``lo = lo1 + s1 lo2``, ``slack = slack1 + s1 slack2`` (the lengths agree for every size, since floors
+of quotients nest), taps on the lattice ``gcd(d1, s1 d2)``, ``groups = gcd(g1, g2)``.
 
 Domain: wherever ``u`` reads beyond the ends of ``v``, the formula for ``v`` must give what ``u`` assumes there. That is
 the border rule, which ``Affine`` decides, because it needs the bias of ``v``. A non-constant border (reflect, ...) of
@@ -15,7 +15,8 @@ Source: DBB (arXiv 2103.13425, transform III) for 1x1 then kxk; here for every g
 """
 
 from dataclasses import replace
-from math import gcd, prod
+from math import gcd
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,10 @@ def conv_after_conv(outer: Conv, inner: Conv) -> Conv | Refusal:
         >>> chain.kernel, chain.stride
         ((7,), (2,))
     """
+    if outer.axes != inner.axes and outer.in_channels and inner.in_channels:
+        if not (inner.pointwise or outer.pointwise):
+            return Refusal(RULE, f"spatial axes differ: {inner.axes} and {outer.axes}")
+        outer, inner = _same_axes(outer, inner)
     box = _composed_box(outer, inner)
     if isinstance(box, Refusal):
         return box
@@ -66,15 +71,11 @@ def _composed_box(outer: Conv, inner: Conv) -> Conv | Refusal:
         return Refusal(RULE, "the channels of a value are not known, a broadcast is possible", "give an example input")
     if outer.in_channels != inner.out_channels:
         return Refusal(RULE, f"channels differ: {inner.out_channels} into {outer.in_channels}")
-    if outer.axes != inner.axes:
-        if not (inner.pointwise or outer.pointwise):
-            return Refusal(RULE, f"spatial axes differ: {inner.axes} and {outer.axes}")
-        outer, inner = _same_axes(outer, inner)
     groups = gcd(outer.groups, inner.groups)
     if outer.identity or inner.identity:
         groups = inner.groups if outer.identity else outer.groups
     if outer.transposed or inner.transposed:
-        if outer.transposed and inner.transposed or not (outer.pointwise or inner.pointwise):
+        if (outer.transposed and inner.transposed) or not (outer.pointwise or inner.pointwise):
             return Refusal(RULE, "a transposed convolution composes with pointwise ones only")
         shape = inner if inner.transposed else outer
         return replace(
@@ -133,6 +134,8 @@ def _same_axes(outer: Conv, inner: Conv) -> tuple[Conv, Conv]:
 
 
 def _composed_border(outer: Conv, inner: Conv) -> tuple[Border, Tensor | None] | Refusal:
+    if inner.identity:
+        return outer.border, outer.fill
     if outer.never_outside or outer.border is Border.CONSTANT:
         # where ``outer`` reads outside, the border rule makes its constant the response to the inner extension
         return inner.border, inner.fill
@@ -159,8 +162,6 @@ def _scale_columns(weight: Tensor, scale: Tensor, groups: int) -> Tensor:
 
 def _product(box: Conv, outer: Conv, inner: Conv) -> Tensor:
     """Matrix product of all pairs of taps, one group at a time, in float64."""
-    if outer.axes != inner.axes:
-        outer, inner = _same_axes(outer, inner)
     g = box.groups
     second = densify(rows(outer).double(), outer.groups, g)
     first = densify(rows(inner).double(), inner.groups, g).to(second.device)
@@ -172,9 +173,10 @@ def _product(box: Conv, outer: Conv, inner: Conv) -> Tensor:
         product = torch.einsum("gomb,gmia->goiba", second, first).reshape(g * out, columns, *box.kernel)
         return product
     total = second.new_zeros(g, out, columns, *box.kernel)
-    few, many = (outer, inner) if outer.taps <= inner.taps else (inner, outer)
-    for tap, where in enumerate(_shifts(box, outer, inner, few)):
-        if few is outer:
+    by_outer = outer.taps <= inner.taps
+    many = inner if by_outer else outer
+    for tap, where in enumerate(_shifts(box, outer, inner, by_outer)):
+        if by_outer:
             term = second[..., tap] @ first.reshape(g, middle, columns * inner.taps)
         else:
             term = (second.movedim(-1, 1).reshape(g, outer.taps * out, middle) @ first[..., tap]).reshape(
@@ -185,19 +187,17 @@ def _product(box: Conv, outer: Conv, inner: Conv) -> Tensor:
     return total.reshape(g * out, columns, *box.kernel)
 
 
-def _shifts(box: Conv, outer: Conv, inner: Conv, few: Conv) -> list[tuple[slice, ...]]:
-    """For every tap of ``few``: where the taps of the other operand fall in the box."""
-    many = inner if few is outer else outer
-    steps = {
-        id(outer): [s_d(inner, outer, axis) // e for axis, e in enumerate(box.dilation)],
-        id(inner): [d // e for d, e in zip(inner.dilation, box.dilation, strict=True)],
-    }
-    shifts: list[tuple[slice, ...]] = [()]
-    for k, step, n, stride in zip(few.kernel, steps[id(few)], many.kernel, steps[id(many)], strict=True):
+def _shifts(box: Conv, outer: Conv, inner: Conv, by_outer: bool) -> list[tuple[Any, ...]]:
+    """For every tap of one operand: where the taps of the other one fall in the box."""
+    of_outer = [s_d(inner, outer, axis) // e for axis, e in enumerate(box.dilation)]
+    of_inner = [d // e for d, e in zip(inner.dilation, box.dilation, strict=True)]
+    one, other = (outer.kernel, inner.kernel) if by_outer else (inner.kernel, outer.kernel)
+    steps, strides = (of_outer, of_inner) if by_outer else (of_inner, of_outer)
+    shifts: list[tuple[Any, ...]] = [()]
+    for k, step, n, stride in zip(one, steps, other, strides, strict=True):
         stride = stride if n > 1 else 1
         step = step if k > 1 else 1
         shifts = [
             (*head, slice(tap * step, tap * step + stride * (n - 1) + 1, stride)) for head in shifts for tap in range(k)
         ]
-    assert len(shifts) == prod(few.kernel)
     return shifts

@@ -1,7 +1,8 @@
 """Channel groups: one weight layout, and views that place a finer grouping inside a coarser one.
 
-A weight with ``g`` groups is block diagonal. A map with ``g m`` groups is a map with ``g`` groups whose blocks are block
-diagonal again, so a sum or a chain of maps with ``a`` and ``b`` groups has ``gcd(a, b)`` groups and never fewer than needed.
+A weight with ``g`` groups is block diagonal. A map with ``g m`` groups is a map with ``g`` groups whose blocks are
+block diagonal again, so a sum or a chain of maps with ``a`` and ``b`` groups has ``gcd(a, b)`` groups and never fewer
+than needed.
 """
 
 from dataclasses import replace

@@ -34,8 +34,8 @@ def build(
     """The module that computes ``conv(x) + bias``.
 
     Returns:
-        ``nn.Linear``, ``nn.Conv*d``, ``nn.ConvTranspose*d``, or ``nn.Sequential`` of a padding and a convolution where no
-        symmetric padding fits.
+        ``nn.Linear``, ``nn.Conv*d``, ``nn.ConvTranspose*d``, or ``nn.Sequential`` of a padding and a convolution where
+        no symmetric padding fits.
     """
     with torch.device("meta"):
         module, pad = _shell(conv, bias is not None)

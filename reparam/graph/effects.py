@@ -1,7 +1,7 @@
 """Which values share memory, and where that memory is written.
 
-An in-place operation may be read as a pure one iff nobody looks at the old content afterwards. Otherwise it stays what it
-is, and no reading of that memory may be moved across it.
+An in-place operation may be read as a pure one iff nobody looks at the old content afterwards. Otherwise it stays what
+it is, and no reading of that memory may be moved across it.
 """
 
 import inspect
@@ -13,19 +13,21 @@ from typing import Any, Final, final
 import torch
 from torch import nn
 
-from reparam.graph.net import Net, Value, is_leaf
+from reparam.graph.leaves import is_leaf
+from reparam.graph.net import Net, Value
 from reparam.graph.proxy import PLAIN, assign
 
 IN_PLACE: Final = {operator.iadd, operator.isub, operator.imul, operator.itruediv, assign}
 
 # results that may share the memory of their first argument
-VIEWS: Final = frozenset(
-    "getitem reshape view view_as reshape_as flatten unflatten ravel transpose swapaxes swapdims permute movedim moveaxis t "
-    "chunk split split_with_sizes tensor_split unbind squeeze unsqueeze expand expand_as narrow select diagonal unfold "
-    "detach contiguous to type float double half bfloat16 type_as dropout dropout1d dropout2d dropout3d alpha_dropout "
-    "feature_alpha_dropout broadcast_to getattr T mT real imag as_strided pixel_shuffle pixel_unshuffle "
-    "adaptive_avg_pool2d".split()
-)
+VIEWS: Final = frozenset((
+    "getitem", "reshape", "view", "view_as", "reshape_as", "flatten", "unflatten", "ravel", "transpose", "swapaxes",
+    "swapdims", "permute", "movedim", "moveaxis", "t", "chunk", "split", "split_with_sizes", "tensor_split",
+    "unbind", "squeeze", "unsqueeze", "expand", "expand_as", "narrow", "select", "diagonal", "unfold", "detach",
+    "contiguous", "to", "type", "float", "double", "half", "bfloat16", "type_as", "dropout", "dropout1d",
+    "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "broadcast_to", "getattr", "T", "mT",
+    "real", "imag", "as_strided", "pixel_shuffle", "pixel_unshuffle", "adaptive_avg_pool2d",
+))  # fmt: skip
 VIEW_MODULES: Final = (
     nn.Identity,
     nn.Flatten,
@@ -56,6 +58,10 @@ def _is_torch(function: Any) -> bool:
     )
 
 
+def _in_place_name(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__")
+
+
 def written(value: Value) -> tuple[Value, ...]:
     """Inputs whose memory the operation writes, or may write."""
     first = tuple(v for v in value.args[:1] if isinstance(v, Value))
@@ -69,14 +75,14 @@ def written(value: Value) -> tuple[Value, ...]:
         return () if is_leaf(value.module) else value.inputs
     name = _name(value)
     if value.node.op == "call_method":
-        return first if name.endswith("_") and not name.endswith("__") or name == "__setitem__" else ()
+        return first if _in_place_name(name) or name == "__setitem__" else ()
     if value.node.target in IN_PLACE:
         return first
     if not _is_torch(value.node.target):
         return value.inputs
     if "out" in value.kwargs:
         return tuple(v for v in (value.kwargs["out"],) if isinstance(v, Value))
-    if name.endswith("_") and not name.endswith("__"):
+    if _in_place_name(name):
         return first
     if "dropout" in name and value.kwargs.get("training", value.args[2:3] == (True,)) is False:
         return ()
@@ -109,7 +115,7 @@ def aliased(value: Value) -> tuple[Value, ...]:
 
 def pure(value: Value) -> bool:
     """Whether an operation does nothing but compute its result (an assertion counts as such)."""
-    if value.node.op == "placeholder" or value.module is not None and not is_leaf(value.module):
+    if value.node.op == "placeholder" or (value.module is not None and not is_leaf(value.module)):
         return False
     if value.module is None and value.node.op == "call_function" and not _is_torch(value.node.target):
         return value.node.target is assign
@@ -167,7 +173,7 @@ class Effects:
         """Nobody reads the old content after the write, and it is not the caller's."""
         members = self._members[self.memory(value)]
         for member in members:
-            if member.node.op == "placeholder" or member.module is not None and not is_leaf(member.module):
+            if member.node.op == "placeholder" or (member.module is not None and not is_leaf(member.module)):
                 return False
             if member.index < value.index and (
                 member.returned or any(user.index > value.index for user in member.users)

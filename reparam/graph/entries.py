@@ -1,8 +1,8 @@
 """Other entry points of a module than its forward.
 
-A method that the forward calls and whose name says that it computes a part of the net (``forward_features``, ``get_...``,
-``encode``) can be called by a user, too. No rewrite may reach across its ends, and a forward that is generated anew would
-leave it behind.
+A method that the forward calls and whose name says that it computes a part of the net (``forward_features``,
+``get_...``, ``encode``) can be called by a user, too. No rewrite may reach across its ends, and a forward that is
+generated anew would leave it behind.
 """
 
 import dis
@@ -14,9 +14,11 @@ from typing import Final, final
 
 from torch import fx, nn
 
+from reparam.graph.arguments import HOLE, default_arguments, has_hole
 from reparam.graph.net import Frame
 from reparam.graph.source import same_graph
-from reparam.graph.trace import HOLE, Trace, Unread, default_arguments, has_hole, trace
+from reparam.graph.trace import Trace, trace
+from reparam.graph.unread import Unread
 
 ENTRY_NAMES: Final = ("forward_", "get_", "extract", "encode", "decode", "features")
 OWN: Final = frozenset(name for name in dir(nn.Module)) | {"forward"}
@@ -46,8 +48,8 @@ class EntryPoints:
     def apart(self, frame: Frame, entry: str, nodes: Sequence[fx.Node]) -> str:
         """Why ``nodes`` do not always follow each other.
 
-        The method in which they stand may have optional arguments; for each other value of one of them every node must still
-        be read by its successor alone.
+        The method in which they stand may have optional arguments; for each other value of one of them every node must
+        still be read by its successor alone.
 
         Returns:
             The reason, or an empty string.
@@ -164,7 +166,8 @@ def _called_of_self(code: CodeType) -> Iterator[str]:
     owner = ""
     for instruction in dis.get_instructions(code):
         calls = instruction.opname == "LOAD_METHOD"  # until Python 3.11
-        calls = calls or instruction.opname == "LOAD_ATTR" and sys.version_info >= (3, 12) and bool((instruction.arg or 0) & 1)
+        later = instruction.opname == "LOAD_ATTR" and sys.version_info >= (3, 12) and bool((instruction.arg or 0) & 1)
+        calls = calls or later
         if calls and owner == code.co_varnames[0]:
             yield str(instruction.argval)
         owner = str(instruction.argval) if instruction.opname.startswith("LOAD_FAST") else ""

@@ -1,22 +1,23 @@
 """A module whose forward was generated: a subclass of the module's own class.
 
-The class is made from the source of the new forward. Instances are pickled and copied as (base class, source, state), so
-``isinstance``, attributes, methods, ``deepcopy``, ``pickle``, ``torch.save``, ``torch.jit`` and ``torch.compile`` go on working.
+The class is made from the source of the new forward. Instances are pickled and copied as (base class, source, state),
+so ``isinstance``, attributes, methods, ``deepcopy``, ``pickle``, ``torch.save``, ``torch.jit`` and ``torch.compile`` go
+on working.
 """
 
 import hashlib
 import linecache
-from functools import lru_cache
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 from torch import nn
 
 SOURCE = "_reparam_source"
 
 
-@lru_cache(maxsize=None)
+@cache
 def generated_class(base: type[nn.Module], source: str) -> type[nn.Module]:
-    """A subclass of ``base`` whose forward is ``source``, the text of a function ``forward`` and the imports it needs."""
+    """A subclass of ``base`` whose forward is ``source``, the text of a function ``forward`` and its imports."""
     digest = hashlib.sha256(source.encode()).hexdigest()[:12]
     filename = f"<reparam {base.__qualname__} {digest}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
@@ -44,11 +45,11 @@ def base_class(module: nn.Module) -> type[nn.Module]:
 
 
 def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-    state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
+    state: Any = cast(Any, self).__getstate__()
     return rebuild, (base_class(self), getattr(type(self), SOURCE)), state
 
 
 def rebuild(base: type[nn.Module], source: str) -> nn.Module:
     """An empty instance of the generated class; used by ``pickle`` and ``copy``."""
-    kind = generated_class(base, source)
+    kind = generated_class(base, source)  # type: ignore[arg-type]  # a class is hashable, whatever its instances are
     return kind.__new__(kind)

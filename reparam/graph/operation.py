@@ -24,6 +24,8 @@ class Operation:
         bias: ``(out,)``; None if there is none.
         covers: inputs of earlier nodes that the formula already contains.
         norm: whether it is a batch norm.
+        generated: whether its weight is computed anew at every call.
+        assumed_rank: rank of the input that the formula takes for granted; None: it holds for every rank.
     """
 
     label: str
@@ -32,6 +34,8 @@ class Operation:
     bias: Numbers | None = None
     covers: tuple[Value, ...] = ()
     norm: bool = False
+    generated: bool = False
+    assumed_rank: int | None = None
 
     @property
     def structure(self) -> Affine:

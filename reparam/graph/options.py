@@ -63,7 +63,7 @@ def _rules(exclude: Any) -> tuple[Rule, ...]:
         name = exclude.__name__ if isinstance(exclude, type) else type(exclude).__name__
         raise ReparamError(f"{wanted}, found {name}: put it into a tuple")
     for rule in exclude:
-        if isinstance(rule, str) or isinstance(rule, type) and issubclass(rule, nn.Module):
+        if isinstance(rule, str) or (isinstance(rule, type) and issubclass(rule, nn.Module)):
             continue
         if isinstance(rule, type | nn.Module) or not callable(rule):
             name = rule.__name__ if isinstance(rule, type) else type(rule).__name__

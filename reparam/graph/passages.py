@@ -1,7 +1,9 @@
-"""Operations that hand on every channel by itself: layout changes, means over space, resizing, concatenation of channels.
+"""Operations that hand on every channel by itself: layout changes, means over space, resizing, concatenation of
+channels.
 
-They commute with one scale and shift per channel, so a norm behind one may go into the convolutions in front of it, and a norm
-in front of one into the convolution or linear layer behind it. Where channels are concatenated, the norm is split.
+They commute with one scale and shift per channel, so a norm behind one may go into the convolutions in front of it, and
+a norm in front of one into the convolution or linear layer behind it. Where channels are concatenated, the norm is
+split.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,12 +11,11 @@ from typing import Any, Final
 
 from torch import nn
 
+from reparam.graph.calls import argument, name_of, stock, tensor_input
 from reparam.graph.net import Value
-from reparam.graph.spaces import Space, argument, name_of, stock, tensor_input
+from reparam.graph.spaces import Space
 
 Spaces = Mapping[Value, Space]
-
-RESIZING: Final = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 
 
 def parts(value: Value, spaces: Spaces) -> list[tuple[Value, int]] | None:
@@ -83,7 +84,7 @@ def _rank(space: Space) -> int | None:
 
 
 def _permute(value: Value, inner: Space, outer: Space | None) -> Space | None:
-    dims = value.args[1:]
+    dims: Any = value.args[1:]
     dims = dims[0] if len(dims) == 1 and isinstance(dims[0], list | tuple) else dims
     dims = dims or value.kwargs.get("dims", ())
     if not dims or not all(isinstance(d, int) for d in dims) or _rank(inner) not in (None, len(dims)):
@@ -105,6 +106,8 @@ def _transpose(value: Value, inner: Space, outer: Space | None) -> Space | None:
 
 
 def _flatten(value: Value, inner: Space, outer: Space | None) -> Space | None:
+    first: Any
+    last: Any
     if value.module is not None:
         first, last = value.module.start_dim, value.module.end_dim
     else:
@@ -124,7 +127,7 @@ def _reshape(value: Value, inner: Space, outer: Space | None) -> Space | None:
         return None
     if name_of(value) in ("reshape_as", "view_as"):
         return inner
-    sizes = value.args[1:]
+    sizes: Any = value.args[1:]
     sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], list | tuple) else sizes
     return inner if sizes and sizes[-1] == inner.channels else None
 

@@ -1,10 +1,10 @@
 """Where a fused convolution can stand.
 
-The values that disappear must be taken out of the forwards in which they stand, and the new operation must stand where all its
-inputs are known. In order of preference:
+The values that disappear must be taken out of the forwards in which they stand, and the new operation must stand where
+all its inputs are known. In order of preference:
 
-- *swap*: the values are a chain of child modules; the convolution replaces one of them, the others become ``nn.Identity``, and no
-  forward changes;
+- *swap*: the values are a chain of child modules; the convolution replaces one of them, the others become
+  ``nn.Identity``, and no forward changes;
 - *container*: they are all that a module does; the convolution replaces the module;
 - *edit*: the forward of one module is generated anew.
 """
@@ -54,7 +54,8 @@ class Site:
 
     Args:
         passable: why a value cannot be taken out of the forward in which it stands; empty if it can.
-        crossing: why values cannot be joined, because another entry point of their module lies between; empty if they can.
+        crossing: why values cannot be joined, because another entry point of their module lies between; empty if they
+            can.
         exposed: why values cannot vanish, because another forward than one that is generated reads their parameters.
         replaceable: why the child that a value calls cannot be replaced; empty if it can.
         container: why the module of a frame cannot be replaced; empty if it can.

@@ -1,7 +1,7 @@
 """Traced values.
 
-In-place arithmetic and slice assignment become nodes that return their target, and the Python object that held the target goes
-on holding the result, as it does in eager mode. With an example, sizes are concrete.
+In-place arithmetic and slice assignment become nodes that return their target, and the Python object that held the
+target goes on holding the result, as it does in eager mode. With an example, sizes are concrete.
 """
 
 import dis
@@ -36,8 +36,12 @@ INPLACE: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
 METHODS_IN_PLACE: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
     {"add_": operator.iadd, "sub_": operator.isub, "mul_": operator.imul, "div_": operator.itruediv}
 )
-PLAIN_ATTRIBUTES: Final = frozenset("shape ndim dtype device is_cuda layout requires_grad itemsize".split())
-PLAIN_CALLS: Final = frozenset("size dim numel nelement ndimension len stride get_device is_contiguous element_size".split())
+PLAIN_ATTRIBUTES: Final = frozenset(
+    ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad", "itemsize")
+)
+PLAIN_CALLS: Final = frozenset(
+    ("size", "dim", "numel", "nelement", "ndimension", "len", "stride", "get_device", "is_contiguous", "element_size")
+)
 
 
 class Traced(fx.Proxy):
@@ -49,7 +53,8 @@ class Traced(fx.Proxy):
     def __iter__(self) -> Iterator[Any]:
         count = self.tracer.known_length(self.node)  # type: ignore[attr-defined]
         if count is not None:
-            return iter([self[i] for i in range(count)])
+            elements: Any = self
+            return iter([elements[i] for i in range(count)])
         frame = inspect.currentframe()
         assert frame is not None
         assert frame.f_back is not None
@@ -111,16 +116,19 @@ def is_plain(kind: str, target: Any, args: tuple[Any, ...]) -> bool:
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     if kind == "call_function" and target is getattr:
         return args[1] in PLAIN_ATTRIBUTES
-    if kind == "call_method" and name in PLAIN_CALLS or kind == "call_function" and name in PLAIN_CALLS:
+    if kind in ("call_method", "call_function") and name in PLAIN_CALLS:
         return True
     nodes = [a for a in args if isinstance(a, fx.Node)]
     home = getattr(target, "__module__", "")
-    return kind == "call_function" and home in ("_operator", "math", "builtins") and bool(nodes) and all(
-        node.meta.get(PLAIN) for node in nodes
+    return (
+        kind == "call_function"
+        and home in ("_operator", "math", "builtins")
+        and bool(nodes)
+        and all(node.meta.get(PLAIN) for node in nodes)
     )
 
 
-def _unpacked(proxy: fx.Proxy, frame: FrameType) -> Iterator[Any]:
+def _unpacked(proxy: Any, frame: FrameType) -> Iterator[Any]:
     """Elements for ``a, b = proxy``: their number stands in the byte code of the caller."""
     for instruction in dis.get_instructions(frame.f_code):
         if instruction.offset == frame.f_lasti and instruction.opname == "UNPACK_SEQUENCE":
@@ -148,9 +156,11 @@ def has_traced(value: Any) -> bool:
 def meta(value: Any) -> Any:
     """A structure with every tensor on the meta device."""
     if type(value) is not Traced and isinstance(value, Tensor):
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta") if (
-            value.layout is torch.strided
-        ) else value.to("meta")
+        return (
+            torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+            if (value.layout is torch.strided)
+            else value.to("meta")
+        )
     if isinstance(value, Mapping):
         return {k: meta(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

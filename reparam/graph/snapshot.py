@@ -8,7 +8,6 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor, nn
 
-
 _OWN: Final = frozenset(nn.Module().__dict__)
 
 
@@ -26,7 +25,7 @@ class Snapshot:
     def __post_init__(self) -> None:
         children = (c for c in self.module._modules.values() if c is not None)
         for module in (self.module, *(c for c in children if not isinstance(c, torch.jit.ScriptModule))):
-            registered = [dict(module._parameters), dict(module._buffers), dict(module._modules)]
+            registered: list[dict[str, Any]] = [dict(registry) for registry in _registries(module)]
             self.attributes.append((module, dict(module.__dict__), registered))
             for name, value in module.__dict__.items():
                 if name not in _OWN and type(value) in (dict, list, set):
@@ -51,9 +50,7 @@ class Snapshot:
                 changed = f"forward sets attributes of the module ({', '.join(sorted(names)[:3])})"
                 now.clear()
                 now.update(attributes)
-            for current, before in zip(
-                (module._parameters, module._buffers, module._modules), registered, strict=True
-            ):
+            for current, before in zip(_registries(module), registered, strict=True):
                 if any(current.get(k) is not v for k, v in before.items()) or len(current) != len(before):
                     changed = "forward replaces parameters, buffers or children of the module"
                     current.clear()
@@ -74,6 +71,10 @@ class Snapshot:
             random.setstate(self.python_random)
             changed = changed or "forward draws random numbers"
         return changed
+
+
+def _registries(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    return module._parameters, module._buffers, module._modules
 
 
 def _unchanged(value: Tensor, old: Tensor) -> bool:

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from torch import fx, nn
 from torch.fx.graph_module import _format_import_block
-from torch.package import sys_importer
+from torch.package.importer import sys_importer
 
 from reparam.graph.net import Frame
 
@@ -51,6 +51,7 @@ def fixed_signature(module: nn.Module) -> str:
 
 def same_graph(a: fx.Graph, b: fx.Graph) -> bool:
     """Whether two traces of one module do the same, up to unused inputs."""
+
     def operations(graph: fx.Graph) -> list[tuple[Any, ...]]:
         number: dict[fx.Node, Any] = {}
         found: list[tuple[Any, ...]] = []

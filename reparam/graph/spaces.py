@@ -1,19 +1,32 @@
 """Channels and spatial axes of values, as far as the code alone fixes them.
 
-A convolution, a norm or a linear layer that reads or gives a value fixes its channels: any other size would raise. Elementwise
-operations pass them on. Nothing is guessed: a sum of two values may broadcast.
+A convolution, a norm or a linear layer that reads or gives a value fixes its channels: any other size would raise.
+Elementwise operations pass them on. Nothing is guessed: a sum of two values may broadcast.
 """
 
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import final
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reparam.graph.calls import argument, name_of, stock, tensor_input
+from reparam.graph.kinds import (
+    CONVS,
+    NORM_AXES,
+    NORMS,
+    PRODUCTS,
+    SPATIAL_PADS,
+    SUMS,
+    TRANSPOSED_CONVS,
+    passes_on,
+    running_mean,
+)
+from reparam.graph.matrices import channel_axes, product, subscripts
 from reparam.graph.net import Net, Value
+from reparam.graph.rank_rules import UNKNOWN, Rank
+from reparam.graph.ranks import infer_ranks
+from reparam.graph.shapes import Shape
 
 
 @final
@@ -25,138 +38,92 @@ class Space:
     axes: int
 
 
-SAME_MODULES: Final = (
-    nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LeakyReLU, nn.PReLU,
-    nn.Sigmoid, nn.Tanh, nn.ELU, nn.CELU, nn.SELU, nn.Mish, nn.Softplus, nn.RReLU, nn.modules.dropout._DropoutNd,
-    nn.modules.pooling._AvgPoolNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._LPPoolNd, nn.Upsample,
-    nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,
-    nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd,
-    nn.modules.padding._CircularPadNd, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm,
-)  # fmt: skip
-SAME_NAMES: Final = frozenset(
-    "relu relu_ relu6 silu silu_ gelu hardswish hardsigmoid hardtanh leaky_relu prelu sigmoid sigmoid_ tanh tanh_ elu mish "
-    "softplus dropout dropout1d dropout2d dropout3d contiguous clone detach neg abs exp sqrt clamp clamp_ __neg__ "
-    "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-    "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d interpolate upsample "
-    "instance_norm group_norm".split()
-)
-CONV_FUNCTIONS: Final[Mapping[Any, int]] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
-CONV_TRANSPOSE_FUNCTIONS: Final[Mapping[Any, int]] = {
-    F.conv_transpose1d: 1,
-    F.conv_transpose2d: 2,
-    F.conv_transpose3d: 3,
-}
-NORM_AXES: Final[Mapping[type, int | None]] = {
-    nn.BatchNorm1d: None, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.SyncBatchNorm: None,
-}  # fmt: skip
+def infer(
+    net: Net, ranks: Mapping[Value, Rank] | None = None, shapes: Mapping[Value, Shape] | None = None
+) -> dict[Value, Space]:
+    """Spaces of the values of a net; what is not known is absent.
 
-
-def stock(module: nn.Module | None) -> type | None:
-    """The torch type whose forward a module runs, looking through parametrizations; None for other modules."""
-    if module is None:
-        return None
-    kind = type(module)
-    if kind.__module__ == "torch.nn.utils.parametrize":
-        kind = kind.__mro__[1]
-    return kind if kind.__module__.startswith("torch.nn.modules.") else None
-
-
-def name_of(value: Value) -> str:
-    """Name of the function or method; empty for a module."""
-    if value.module is not None or value.node.op == "placeholder":
-        return ""
-    target = value.node.target
-    return target if isinstance(target, str) else getattr(target, "__name__", "")
-
-
-def argument(value: Value, position: int, name: str, default: Any = None) -> Any:
-    """An argument of a call, by position or by name."""
-    return value.args[position] if len(value.args) > position else value.kwargs.get(name, default)
-
-
-def tensor_input(value: Value) -> Value | None:
-    """The value that a unary operation reads."""
-    first = value.args[0] if value.args else next(iter(value.kwargs.values()), None)
-    return first if isinstance(first, Value) else None
-
-
-def infer(net: Net) -> dict[Value, Space]:
-    """Spaces of the values of a net; what is not known is absent."""
+    Args:
+        net: the net.
+        ranks: of its values; None: they are inferred.
+        shapes: of some values, in an example.
+    """
     from reparam.graph.passages import spread
 
+    ranks = infer_ranks(net) if ranks is None else ranks
     spaces: dict[Value, Space] = {}
     for _ in range(3):
         before = len(spaces)
         for value in net.values:
-            _forward(value, spaces)
+            _forward(value, spaces, ranks)
         for value in reversed(net.values):
-            _backward(value, spaces)
+            _backward(value, spaces, shapes or {})
         spread(net.values, spaces)
         if len(spaces) == before:
             break
     return spaces
 
 
-def _fixed(value: Value, spaces: Mapping[Value, Space]) -> tuple[Space | None, Space | None]:
+def _fixed(
+    value: Value, spaces: Mapping[Value, Space], ranks: Mapping[Value, Rank]
+) -> tuple[Space | None, Space | None]:
     """Spaces of the input and of the output that the operation itself fixes."""
     kind, module = stock(value.module), value.module
-    if kind is not None and module is not None:
+    if module is not None:
+        if kind is None:
+            return None, None
         if isinstance(module, nn.modules.conv._ConvNd):
             axes = len(module.kernel_size)
             return Space(module.in_channels, axes), Space(module.out_channels, axes)
         if kind is nn.Linear:
             return Space(int(module.in_features), 0), Space(int(module.out_features), 0)  # type: ignore[arg-type]
         if kind in NORM_AXES:
-            source = tensor_input(value)
-            neighbour = spaces.get(source) if source is not None else None
-            neighbour = neighbour or spaces.get(value)
-            axes_ = NORM_AXES[kind]
-            if axes_ is None and neighbour is not None:
-                axes_ = neighbour.axes
-            if axes_ is not None:
-                space = Space(int(module.num_features), axes_)  # type: ignore[arg-type]
-                return space, space
+            space = _normed(value, int(module.num_features), NORM_AXES[kind], spaces, ranks)  # type: ignore[arg-type]
+            return space, space
         return None, None
-    target = value.node.target
-    for table, inner, outer in ((CONV_FUNCTIONS, 1, 0), (CONV_TRANSPOSE_FUNCTIONS, 0, 1)):
-        if target in table:
-            weight = argument(value, 1, "weight")
-            groups = argument(value, 6 if outer == 0 else 6, "groups", 1)
-            if not isinstance(weight, Tensor) or not isinstance(groups, int):
-                return None, None
-            a, b = weight.shape[0], weight.shape[1] * groups
-            axes = table[target]
-            return (Space(b, axes), Space(a, axes)) if outer == 0 else (Space(a, axes), Space(b, axes))
-    if target is F.linear:
-        weight = argument(value, 1, "weight")
-        if isinstance(weight, Tensor) and weight.dim() == 2:
-            return Space(weight.shape[1], 0), Space(weight.shape[0], 0)
-    if target is F.batch_norm or target is torch.batch_norm:
-        mean = argument(value, 1, "running_mean") if target is F.batch_norm else argument(value, 3, "running_mean")
+    name = name_of(value)
+    if name in CONVS or name in TRANSPOSED_CONVS or name == "convolution":
+        return _convolved(value, name)
+    if name in NORMS:
+        mean = running_mean(value)
+        space = _normed(value, mean.numel(), None, spaces, ranks) if isinstance(mean, Tensor) else None
+        return space, space
+    found = product(value)
+    return (None, None) if found is None else (Space(found.shape[1], found.axes), Space(found.shape[0], found.axes))
+
+
+def _convolved(value: Value, name: str) -> tuple[Space | None, Space | None]:
+    weight = argument(value, 1, "weight")
+    groups = argument(value, 8 if name == "convolution" else 6, "groups", 1)
+    if not isinstance(weight, Tensor) or not isinstance(groups, int):
+        return None, None
+    axes = weight.dim() - 2
+    if name in TRANSPOSED_CONVS or (name == "convolution" and argument(value, 6, "transposed")):
+        return Space(weight.shape[0], axes), Space(weight.shape[1] * groups, axes)
+    return Space(weight.shape[1] * groups, axes), Space(weight.shape[0], axes)
+
+
+def _normed(
+    value: Value, channels: int, axes: int | None, spaces: Mapping[Value, Space], ranks: Mapping[Value, Rank]
+) -> Space | None:
+    """Space of a norm, whose channels are on axis 1: the rank tells where that is, or else a neighbour does."""
+    if axes is None:
+        rank = ranks.get(value, UNKNOWN).exact
         source = tensor_input(value)
         neighbour = (spaces.get(source) if source is not None else None) or spaces.get(value)
-        if isinstance(mean, Tensor) and neighbour is not None:
-            space = Space(mean.numel(), neighbour.axes)
-            return space, space
-    return None, None
+        if rank is not None and rank > 1:
+            axes = rank - 2
+        elif neighbour is not None:
+            axes = neighbour.axes
+    return None if axes is None else Space(channels, axes)
 
 
-def _passes_on(value: Value) -> bool:
-    if value.module is not None:
-        return isinstance(value.module, SAME_MODULES) and stock(value.module) is not None
-    return name_of(value) in SAME_NAMES
-
-
-SUMS: Final[Mapping[str, Callable[..., Any]]] = {
-    "add": operator.add, "__add__": operator.add, "__radd__": operator.add, "iadd": operator.add,
-    "sub": operator.sub, "__sub__": operator.sub, "isub": operator.sub,
-}  # fmt: skip
-PRODUCTS: Final = frozenset("mul __mul__ __rmul__ imul truediv div __truediv__ itruediv".split())
-
-
-def _forward(value: Value, spaces: dict[Value, Space]) -> None:
-    source, own = _fixed(value, spaces)
+def _forward(value: Value, spaces: dict[Value, Space], ranks: Mapping[Value, Rank]) -> None:
+    source, own = _fixed(value, spaces, ranks)
     first = tensor_input(value)
+    found = product(value) if value.module is None else None
+    if found is not None:
+        first = found.source
     if source is not None and first is not None:
         spaces.setdefault(first, source)
     if own is not None:
@@ -164,40 +131,98 @@ def _forward(value: Value, spaces: dict[Value, Space]) -> None:
         return
     if value in spaces:
         return
+    space = _inherited(value, first, spaces, ranks)
+    if space is not None:
+        spaces[value] = space
+
+
+def _inherited(
+    value: Value, first: Value | None, spaces: Mapping[Value, Space], ranks: Mapping[Value, Rank]
+) -> Space | None:
+    """The space that an operation passes on."""
     name = name_of(value)
-    if _passes_on(value):
-        if first is not None and first in spaces:
-            spaces[value] = spaces[first]
-        return
-    if name == "pad":
+    known = spaces.get(first) if first is not None else None
+    if passes_on(value):
+        return known
+    if known is not None and _is_spatial(value, known):
+        return known
+    if name == "getitem":
+        return known if first is not None and name_of(first) in NORMS else None  # one of three results
+    if name == "einsum":
+        return einsum_scale(value)
+    if name not in SUMS and name not in PRODUCTS:
+        return None
+    operands = [a for a in value.args[:2] if not isinstance(a, str)]
+    values = [a for a in operands if isinstance(a, Value)]
+    found = {spaces.get(v) for v in values}
+    if len(found) != 1:
+        return None
+    (space,) = found
+    if space is None:
+        return None
+    least = max(ranks.get(v, UNKNOWN).least for v in values)
+    return space if all(fits(a, space, least) for a in operands if isinstance(a, Tensor)) else None
+
+
+def _is_spatial(value: Value, space: Space) -> bool:
+    """Whether an operation pads or slices the spatial axes of a value, and nothing else."""
+    name, axes = name_of(value), space.axes
+    if name in SPATIAL_PADS:
+        return axes == SPATIAL_PADS[name]
+    if name in ("pad", "constant_pad_nd"):
         amounts = argument(value, 1, "pad")
-        if first in spaces and isinstance(amounts, list | tuple) and len(amounts) <= 2 * spaces[first].axes:
-            spaces[value] = spaces[first]
-        return
-    if name in SUMS or name in PRODUCTS or name in ("rsub", "__rsub__"):
-        operands = [a for a in value.args[:2] if not isinstance(a, str)]
-        known = [spaces.get(a) for a in operands if isinstance(a, Value)]
-        if any(k is None for k in known) or len({*known}) != 1 or known[0] is None:
-            return
-        if all(isinstance(a, Value) or not isinstance(a, Tensor) or narrow(a, known[0]) for a in operands):
-            spaces[value] = known[0]
+        return isinstance(amounts, list | tuple) and len(amounts) <= 2 * axes
+    if name in ("narrow", "slice"):
+        dim = argument(value, 1, "dim", 0)
+        return axes > 0 and isinstance(dim, int) and (dim >= 2 or -axes <= dim < 0)
+    if name != "getitem" or not isinstance(value.args[1], tuple):
+        return False
+    index = value.args[1]
+    if not all(isinstance(part, slice) or part is Ellipsis for part in index):
+        return False
+    if Ellipsis in index:
+        at = index.index(Ellipsis)
+        return index[:at] == (slice(None),) * at and len(index) - at - 1 <= axes
+    return axes > 0 and index[:2] == (slice(None),) * 2
 
 
-def narrow(constant: Tensor, space: Space) -> bool:
-    """Whether a constant broadcasts into a value of this space without enlarging it, one number per channel at most."""
+def fits(constant: Tensor, space: Space, least: int = 0) -> bool:
+    """Whether a constant, one number per channel at most, broadcasts into a value of this space without enlarging it.
+
+    Args:
+        constant: the constant.
+        space: of the value.
+        least: axes that the value has at least.
+    """
     shape = tuple(constant.shape)
+    most = max(space.axes + 2, least)
     if constant.numel() == 1:
-        return len(shape) <= max(space.axes + 2, 1)
+        return len(shape) <= most
     place = len(shape) - 1 - space.axes
     return (
-        0 <= place <= 1
+        0 <= place < most - space.axes
         and shape[place] == space.channels
         and all(n == 1 for i, n in enumerate(shape) if i != place)
     )
 
 
-def _backward(value: Value, spaces: dict[Value, Space]) -> None:
-    if value in spaces and _passes_on(value):
-        first = tensor_input(value)
-        if first is not None:
-            spaces.setdefault(first, spaces[value])
+def einsum_scale(value: Value) -> Space | None:
+    """The space of ``einsum("bchw,c->bchw", x, scale)``; None for other operations."""
+    parsed = subscripts(value)
+    if parsed is None or parsed[1] != parsed[4] or len(parsed[3]) != 1 or parsed[3] not in parsed[1]:
+        return None
+    axes = channel_axes(parsed[1], parsed[3])
+    return None if axes is None else Space(parsed[2].shape[0], axes)
+
+
+def _backward(value: Value, spaces: dict[Value, Space], shapes: Mapping[Value, Shape]) -> None:
+    if value not in spaces:
+        return
+    first, space = tensor_input(value), spaces[value]
+    if first is not None and (passes_on(value) or _is_spatial(value, space)):
+        spaces.setdefault(first, space)
+    elif name_of(value) in SUMS or name_of(value) in PRODUCTS:
+        for operand in value.inputs:
+            shape = shapes.get(operand, ())
+            if (space.axes == 0 or len(shape) == space.axes + 2) and shape[-1 - space.axes :][:1] == (space.channels,):
+                spaces.setdefault(operand, space)

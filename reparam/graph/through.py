@@ -5,56 +5,107 @@ Forward: one in front of passages goes into the convolution or linear layer behi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import final
 
-from torch import Tensor
-
-from reparam.algebra import Affine, Conv, Refusal, diagonal, substitute
+from reparam.algebra import Affine, Refusal
+from reparam.graph.draft import Draft
 from reparam.graph.net import Value
-from reparam.graph.operation import Operation
+from reparam.graph.operation import Operation, absorbed
 from reparam.graph.passages import Spaces, parts
+from reparam.graph.placing import Mode, Place, place
+from reparam.graph.proxy import PLAIN
+from reparam.graph.worth import Worth
+from reparam.graph.wraps import Wrap, wrapped
 
 
 @final
-@dataclass(frozen=True, slots=True, eq=False)
-class Wrap:
-    """A scale and shift that a value takes over from another one.
+class Through:
+    """Lets scales and shifts disappear into the operations on the other side of passages."""
 
-    Args:
-        norm: the value whose work is taken over; it hands on its input from then on.
-        start: first of the norm's channels that applies.
-        channels: how many apply.
-        root: the input of the value to which it applies; None: it applies to the result.
-        passages: values between the two, in order of execution.
-    """
+    def __init__(self, draft: Draft, worth: Worth) -> None:
+        self.draft = draft
+        self.plan = draft.plan
+        self.worth = worth
 
-    norm: Value
-    start: int
-    channels: int
-    root: Value | None
-    passages: tuple[Value, ...]
+    def absorb(self, norm: Value) -> None:
+        """Let a scale and shift disappear into the operations on the other side of passages."""
+        formula = self.plan.formulas[norm]
+        if len(formula.terms) != 1 or self.draft.movable(norm) or norm in self.plan.wraps:
+            return
+        ((root, conv),) = formula.terms.items()
+        if not conv.diagonal or (conv.identity and not formula.biased) or not isinstance(root, Value):
+            return
+        spaces, operations = self.plan.known.spaces, self.plan.operations
+        if root in operations or norm not in spaces:
+            back: list[tuple[Value, Wrap]] | Refusal = Refusal("norm", "")
+        else:
+            counts = {value: self._reading(value) for value in self.plan.net.values}
+            back = producers(norm, root, spaces, operations, counts)
+        for found in (back, consumer(norm, spaces, operations)):
+            if isinstance(found, Refusal):
+                if found.condition:
+                    self._refuse_norm(norm, found)
+                continue
+            refusal = self._wrap(norm, found)
+            if refusal is None:
+                return
+            self._refuse_norm(norm, refusal)
 
+    def _reading(self, value: Value) -> int:
+        readers = [user for user in value.users if user not in self.plan.dead and not _only_shape(user, value)]
+        return len(readers) + (2 if value.returned else 0)
 
-def wrapped(formula: Affine, value: Value, wrap: Wrap, scale: Affine) -> Affine | Refusal:
-    """``formula`` with a wrap applied; ``scale`` is the formula of the norm over its one root."""
-    (conv,) = scale.terms.values()
-    if wrap.root is None:
-        axes = max((c.axes for c in formula.terms.values()), default=0)
-        outer = Affine({value: _slice(conv, wrap, axes)}, scale.biased, _cut(scale.bias, wrap))
-        return substitute(outer, {value: formula})
-    axes = formula.terms[wrap.root].axes
-    inner = Affine({wrap.root: _slice(conv, wrap, axes)}, scale.biased, _cut(scale.bias, wrap))
-    return substitute(formula, {wrap.root: inner})
+    def _refuse_norm(self, norm: Value, refusal: Refusal) -> None:
+        self.plan.alone[norm] = refusal.at(norm.path, norm.name)
 
+    def _wrap(self, norm: Value, found: list[tuple[Value, Wrap]]) -> Refusal | None:
+        before = {norm: self.plan.formulas[norm]} | {value: self.plan.formulas[value] for value, _ in found}
+        after: dict[Value, Affine] = {}
+        for value, wrap in found:
+            if value in self.plan.inlined or value in after:
+                return Refusal("used_elsewhere", f"{value.name} at {value.path} became part of another operation")
+            stays = self.draft.stays(value)
+            if stays is not None:
+                return stays
+            span = sorted((value.index, norm.index))
+            moved = (value, norm, *wrap.passages)
+            if value.mode != norm.mode or not self.plan.known.effects.stable(moved, span[0], span[1]):
+                return Refusal("in_place", "memory between the two is written, or the mode changes")
+            result = wrapped(self.plan.formulas[value], value, wrap, self.plan.formulas[norm])
+            if isinstance(result, Refusal):
+                return result
+            if any(conv.diagonal for conv in result.terms.values()):
+                return Refusal("cost", f"{value.name} at {value.path} is no convolution that could take it along")
+            after[value] = result
+        refusal = self.worth.gain(before, after)
+        if refusal is not None:
+            return refusal
+        reason = self.draft.site.passable(norm) if norm.module is None or self.draft.site.replaceable(norm) else ""
+        reason = reason or self.draft.site.crossing([norm, *after, *(p for _, w in found for p in w.passages)])
+        if reason:
+            return Refusal("place", reason)
+        places: dict[Value, Place] = {}
+        for value, formula in after.items():
+            where = place(value, formula, self.plan.operations, self.plan.inlined, self.draft.site, self.plan.dead)
+            if isinstance(where, Refusal):
+                return where
+            if where.mode is Mode.CONTAINER:
+                return Refusal("place", "its convolution is all that a module does")
+            places[value] = where
+        for value, wrap in found:
+            self.plan.formulas[value] = after[value]
+            self.plan.wraps.setdefault(value, []).append(wrap)
+            where = places[value]
+            self.plan.places[value] = replace(where, passed=(*where.passed, *self._own(norm)))
+        self.plan.groups.append((norm, [value for value, _ in found]))
+        self.plan.inlined[norm] = None
+        self.plan.places.pop(norm, None)
+        return None
 
-def _slice(conv: Conv, wrap: Wrap, axes: int) -> Conv:
-    weight = None if conv.weight is None else conv.weight.reshape(-1)[wrap.start : wrap.start + wrap.channels]
-    return diagonal(wrap.channels, axes, weight)
-
-
-def _cut(bias: Tensor | None, wrap: Wrap) -> Tensor | None:
-    return None if bias is None else bias[wrap.start : wrap.start + wrap.channels]
+    def _own(self, norm: Value) -> list[Value]:
+        """The norm and what it absorbed before: all of it hands on its input."""
+        return [*absorbed(self.plan.operations, self.plan.inlined, norm), norm]
 
 
 def producers(
@@ -62,7 +113,7 @@ def producers(
 ) -> list[tuple[Value, Wrap]] | Refusal:
     """The operations in front of the passages behind which ``norm`` stands, each with its share of the norm."""
     found: list[tuple[Value, Wrap]] = []
-    pending = [(first, 0, ())]
+    pending: list[tuple[Value, int, tuple[Value, ...]]] = [(first, 0, ())]
     while pending:
         value, start, behind = pending.pop()
         if single.get(value, 0) != 1:
@@ -78,9 +129,7 @@ def producers(
     return found
 
 
-def consumer(
-    norm: Value, spaces: Spaces, operations: Mapping[Value, Operation]
-) -> list[tuple[Value, Wrap]] | Refusal:
+def consumer(norm: Value, spaces: Spaces, operations: Mapping[Value, Operation]) -> list[tuple[Value, Wrap]] | Refusal:
     """The operation behind the passages in front of which ``norm`` stands."""
     value, passages = norm, []
     while True:
@@ -97,3 +146,9 @@ def consumer(
     if value not in operations[user].terms or not passages:
         return Refusal("norm", "nothing linear lies behind it")
     return [(user, Wrap(norm, 0, spaces[norm].channels, value, tuple(passages)))]
+
+
+def _only_shape(user: Value, value: Value) -> bool:
+    """Whether an operation looks at the shape of ``value`` only."""
+    named = user.node.target in ("reshape_as", "view_as", "expand_as", "type_as")
+    return bool(user.node.meta.get(PLAIN)) or (named and user.args[0] is not value)

@@ -1,6 +1,6 @@
 """Sums, differences, and products with constants."""
 
-import operator
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any
@@ -9,39 +9,42 @@ import torch
 from torch import Tensor
 
 from reparam.algebra import Conv, Refusal, diagonal
-from reparam.graph.lift.base import Known, Lifted, constant_vector, full, identity_of
+from reparam.algebra.sources import precise
+from reparam.graph.calls import argument, name_of
+from reparam.graph.kinds import PRODUCTS, SUMS
+from reparam.graph.lift.base import Known, Lifted, constant_vector, full, identity_of, passed
+from reparam.graph.matrices import subscripts
 from reparam.graph.net import Value
 from reparam.graph.operation import Numbers, Operation
-from reparam.graph.spaces import PRODUCTS, SUMS, argument, name_of
+from reparam.graph.spaces import einsum_scale
 
 
-def _combine(label: str, operands: list[tuple[Any, float]], known: Known) -> Lifted:
+def _combine(label: str, operands: Sequence[tuple[Any, float]], known: Known) -> Lifted:
     """``sum_i c_i operand_i`` with numbers ``c_i``; constant operands go into the bias."""
-    values = [(v, c) for v, c in operands if isinstance(v, Value)]
-    constants = [(v, c) for v, c in operands if not isinstance(v, Value)]
-    spaces = {known.space(v) for v, _ in values}
-    space = next(iter(spaces)) if len(spaces) == 1 else None
-    constants = [(v, c) for v, c in constants if not (isinstance(v, Real) and v == 0)]
-    biases: list[tuple[Numbers, float]] = []
-    for constant, factor in constants:
-        vector = constant_vector(constant, space)
-        if vector is None:
-            return Refusal("constant_add", "the constant differs over space or may broadcast")
-        biases.append((vector, factor))
     factors: dict[Value, float] = {}
-    for v, c in values:
-        factors[v] = factors.get(v, 0.0) + c
+    for operand, factor in operands:
+        if isinstance(operand, Value):
+            factors[operand] = factors.get(operand, 0.0) + factor
+    spaces = {known.space(value) for value in factors}
+    biases: list[tuple[Numbers, float]] = []
+    for operand, factor in operands:
+        if isinstance(operand, Value) or (isinstance(operand, Real) and operand == 0):
+            continue
+        vectors = [constant_vector(operand, value, known) for value in factors] if len(spaces) == 1 else []
+        if not vectors or vectors[0] is None:
+            return Refusal("constant_add", "the constant differs over space or may broadcast")
+        biases.append((vectors[0], factor))
     terms: dict[Value, Conv] = {}
     weights: dict[Value, Numbers] = {}
-    for v, c in factors.items():
-        own = known.space(v)
-        if c == 1:
-            terms[v] = identity_of(known, v)
+    for value, factor in factors.items():
+        space = known.space(value)
+        if factor == 1:
+            terms[value] = identity_of(value, known)
             continue
-        if own is None:
+        if space is None:
             return Refusal("scale", "the channels of a summand are not known", "give example_inputs")
-        terms[v] = diagonal(own.channels, own.axes)
-        weights[v] = full(own.channels, c)
+        terms[value] = diagonal(space.channels, space.axes)
+        weights[value] = full(space.channels, factor)
     bias: Numbers | None = None
     if biases:
         bias = lambda: torch.stack([vector() * factor for vector, factor in biases]).sum(0)  # noqa: E731
@@ -51,26 +54,21 @@ def _combine(label: str, operands: list[tuple[Any, float]], known: Known) -> Lif
 def arithmetic_sum(value: Value, known: Known) -> Lifted:
     """``+``, ``-``, their in-place forms and methods, ``torch.add(..., alpha=)``, negation, sums of lists."""
     name = name_of(value)
-    if name in ("neg", "negative", "__neg__"):
+    if name == "neg":
         return _combine("negation", [(value.args[0], -1.0)], known)
     if name in ("sum", "mean") and value.args and isinstance(value.args[0], Value):
         return _sum_of_stack(value, known, mean=name == "mean")
-    reverse = name in ("rsub", "__rsub__")
-    if name not in SUMS and not reverse:
+    if name not in SUMS:
         return None
-    if len(value.args) == 2:
-        first, second = value.args
-    else:
-        first, second = argument(value, 0, "input"), argument(value, 1, "other")
-    alpha = value.kwargs.get("alpha", 1)
+    first, second = argument(value, 0, "input"), argument(value, 1, "other")
+    alpha = argument(value, 2, "alpha", 1)
     if not isinstance(alpha, Real) or not isinstance(first, Value | Tensor | Real):
         return None
     if not isinstance(second, Value | Tensor | Real):
         return None
-    subtracts = SUMS.get(name) is operator.sub or reverse
-    factor = -float(alpha) if subtracts else float(alpha)
-    operands = [(second, 1.0), (first, factor)] if reverse else [(first, 1.0), (second, factor)]
-    return _combine("sub" if subtracts else "add", operands, known)
+    factor = float(alpha) if name == "add" else -float(alpha)
+    operands = [(second, 1.0), (first, factor)] if name == "rsub" else [(first, 1.0), (second, factor)]
+    return _combine("add" if name == "add" else "sub", operands, known)
 
 
 def _sum_of_stack(value: Value, known: Known, *, mean: bool) -> Lifted:
@@ -96,16 +94,23 @@ def scale(value: Value, known: Known) -> Lifted:
     if name not in PRODUCTS or len(value.args) != 2 or value.kwargs:
         return None
     first, second = value.args
-    divides = "div" in name
-    if isinstance(second, Value) and not isinstance(first, Value) and not divides:
+    if isinstance(second, Value) and not isinstance(first, Value) and name == "mul":
         first, second = second, first
     if not isinstance(first, Value) or isinstance(second, Value):
         return Refusal("scale", "both factors depend on the input")
-    if isinstance(second, Real) and not isinstance(second, bool) and second == 1:
-        return Operation("scale", {first: identity_of(known, first)}, {})
-    space = known.space(first)
-    factor = constant_vector(second, space)
+    if type(second) in (int, float) and second == 1:
+        return passed(first, known)
+    space, factor = known.space(first), constant_vector(second, first, known)
     if factor is None or space is None:
         return Refusal("scale", "the factor is not one number per channel, or the channels are not known")
-    numbers = (lambda: 1 / factor()) if divides else factor
+    numbers = (lambda: 1 / factor()) if name == "div" else factor
     return Operation("scale", {first: diagonal(space.channels, space.axes)}, {first: numbers})
+
+
+def channel_product(value: Value, known: Known) -> Lifted:
+    """``einsum("bchw,c->bchw", x, scale)``."""
+    space, parsed = einsum_scale(value), subscripts(value)
+    if space is None or parsed is None:
+        return None
+    source, _, constant, _, _ = parsed
+    return Operation("scale", {source: diagonal(space.channels, space.axes)}, {source: lambda: precise(constant)})

@@ -1,19 +1,26 @@
 """What liftings share: what is known about a net, and how arguments become numbers."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
-from reparam.algebra import Conv, Refusal, identity
+from reparam.algebra import Conv, Ints, Refusal, identity
 from reparam.algebra.sources import precise
 from reparam.graph.effects import Effects
-from reparam.graph.net import Value
+from reparam.graph.examples import Call
+from reparam.graph.net import Frame, Net, Value
 from reparam.graph.operation import Numbers, Operation
-from reparam.graph.spaces import Space, narrow
+from reparam.graph.rank_rules import UNKNOWN, Rank
+from reparam.graph.ranks import infer_ranks
+from reparam.graph.shapes import shapes_of
+from reparam.graph.spaces import Space, fits, infer
 
 Lifted = Operation | Refusal | None
 
@@ -25,23 +32,38 @@ class Known:
 
     spaces: Mapping[Value, Space]
     effects: Effects
+    ranks: Mapping[Value, Rank] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, net: Net, calls: Mapping[str, list[Call]] | None = None) -> Self:
+        """What the code of a net fixes, and the sizes of one run."""
+        shapes = shapes_of(net, calls)
+        ranks = infer_ranks(net, shapes)
+        return cls(infer(net, ranks, shapes), Effects(net), ranks)
 
     def space(self, value: object) -> Space | None:
         """Space of a value, if known."""
         return self.spaces.get(value) if isinstance(value, Value) else None
 
+    def rank(self, value: object) -> Rank:
+        """Bounds of the rank of a value."""
+        return self.ranks.get(value, UNKNOWN) if isinstance(value, Value) else UNKNOWN
+
 
 Lifting = Callable[[Value, Known], Lifted]
 
 
-def per_axis(value: Any, axes: int) -> tuple[int, ...]:
+def per_axis(value: Any, axes: int) -> Ints:
+    """One entry per axis of an argument that may be a single number."""
     if isinstance(value, int):
         return (value,) * axes
     values = tuple(int(v) for v in value)
     return values * axes if len(values) == 1 else values
 
 
-def detached(read: Callable[[], Tensor | None]) -> Numbers:
+def numbers_of(read: Callable[[], Tensor | None]) -> Numbers:
+    """The numbers of a tensor that is read when they are asked for."""
+
     def numbers() -> Tensor:
         value = read()
         assert value is not None
@@ -52,38 +74,71 @@ def detached(read: Callable[[], Tensor | None]) -> Numbers:
 
 def weight_of(module: nn.Module) -> Numbers:
     """The weight that a module uses in eval mode, also where a hook generates it."""
-    from torch.nn.utils.spectral_norm import SpectralNorm
-    from torch.nn.utils.weight_norm import WeightNorm
 
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, WeightNorm) and hook.name == "weight":
-            return detached(lambda: hook.compute_weight(module))
-        if isinstance(hook, SpectralNorm) and hook.name == "weight":
-            return detached(lambda: hook.compute_weight(module, do_power_iteration=False))
-    return detached(lambda: module.weight)  # type: ignore[arg-type, return-value]
+    def weight() -> Tensor | None:
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm) and hook.name == "weight":
+                made: Tensor = hook.compute_weight(module)
+                return made
+            if isinstance(hook, SpectralNorm) and hook.name == "weight":
+                made = hook.compute_weight(module, do_power_iteration=False)
+                return made
+        return module.weight  # type: ignore[return-value]
+
+    return numbers_of(weight)
 
 
-def shape_text(kernel: tuple[int, ...]) -> str:
+def bias_of(module: nn.Module) -> Numbers | None:
+    """The bias of a module; None if it has none."""
+    return None if getattr(module, "bias", None) is None else numbers_of(lambda: module.bias)  # type: ignore[arg-type, return-value]
+
+
+def generated(value: Value, tensor: Tensor) -> bool:
+    """Whether a tensor that a function is given was computed in a forward, more than read or viewed."""
+    base = tensor._base if tensor._base is not None else tensor
+    frame: Frame | None = value.frame
+    while frame is not None:
+        name = frame.trace.read.get(id(base), frame.trace.read.get(id(tensor)))
+        if name is not None:
+            return name.startswith("_constant")
+        frame = frame.parent
+    return False
+
+
+def shape_text(kernel: Ints) -> str:
+    """``3x3``."""
     return "x".join(map(str, kernel))
 
 
-def constant_vector(constant: Any, space: Space | None) -> Numbers | None:
-    """A constant as one number per channel, ``(channels,)``; None if it is not."""
-    if isinstance(constant, bool) or not isinstance(constant, Real | Tensor) or space is None or space.channels == 0:
-        return None
-    channels = space.channels
-    if isinstance(constant, Tensor):
-        if not narrow(constant, space) or constant.is_complex():
-            return None
-        return lambda: precise(constant).reshape(-1).expand(channels)
-    number = float(constant)
+def full(channels: int, number: float) -> Numbers:
+    """One number for every channel, ``(channels,)``."""
     return lambda: torch.full((channels,), number, dtype=torch.float64)
 
 
-def identity_of(known: Known, value: Value) -> Conv:
+def constant_vector(constant: Any, value: Value, known: Known) -> Numbers | None:
+    """A constant that meets a value, as one number per channel, ``(channels,)``; None if it is not."""
+    space = known.space(value)
+    if isinstance(constant, bool) or not isinstance(constant, Real | Tensor) or space is None or space.channels == 0:
+        return None
+    if not isinstance(constant, Tensor):
+        return full(space.channels, float(constant))
+    if not fits(constant, space, known.rank(value).least) or constant.is_complex():
+        return None
+    channels = space.channels
+    return lambda: precise(constant).reshape(-1).expand(channels)
+
+
+def identity_of(value: Value, known: Known) -> Conv:
+    """The identity on a value."""
     space = known.space(value)
     return identity(0, 0) if space is None else identity(space.channels, space.axes)
 
 
-def full(channels: int, number: float) -> Numbers:
-    return lambda: torch.full((channels,), number, dtype=torch.float64)
+def passed(value: Value, known: Known) -> Operation:
+    """``value`` itself."""
+    return Operation("identity", {value: identity_of(value, known)}, {})
+
+
+def parametrized_in_training(module: nn.Module) -> bool:
+    """Whether the weights of a module are computed, and by a parametrization that may change when it runs."""
+    return parametrize.is_parametrized(module) and module.training

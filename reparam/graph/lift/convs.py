@@ -5,10 +5,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from reparam.algebra import Border, Conv, Ints, Refusal
-from reparam.graph.lift.base import Known, Lifted, detached, per_axis, shape_text, weight_of
+from reparam.graph.calls import argument, name_of, stock, tensor_input
+from reparam.graph.kinds import CONVS, TRANSPOSED_CONVS
+from reparam.graph.lift.base import Known, Lifted, bias_of, generated, numbers_of, per_axis, shape_text, weight_of
 from reparam.graph.net import Value
 from reparam.graph.operation import Numbers, Operation
-from reparam.graph.spaces import CONV_FUNCTIONS, CONV_TRANSPOSE_FUNCTIONS, argument, stock, tensor_input
+
+DEPENDS = Refusal("conv_after_conv", "the weight depends on the input")
 
 
 def _padding(padding: Any, kernel: Ints, dilation: Ints) -> tuple[Ints, Ints]:
@@ -22,24 +25,28 @@ def _padding(padding: Any, kernel: Ints, dilation: Ints) -> tuple[Ints, Ints]:
     return around, around
 
 
-def _conv(
+def _convolution(
     source: Value,
     weight: Numbers,
-    shape: tuple[int, ...],
+    shape: Ints,  # of the weight
     bias: Numbers | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
     border: Border = Border.CONSTANT,
+    transposed: bool = False,
+    output_padding: Any = 0,
+    made: bool = False,
 ) -> Operation:
     kernel = tuple(shape[2:])
     axes = len(kernel)
     dilation = per_axis(dilation, axes)
     lo, hi = _padding(padding, kernel, dilation)
     conv = Conv(
-        out_channels=shape[0],
-        in_channels=shape[1] * groups,
+        out_channels=shape[1] * groups if transposed else shape[0],
+        in_channels=shape[0] if transposed else shape[1] * groups,
         kernel=kernel,
         stride=per_axis(stride, axes),
         dilation=dilation,
@@ -47,8 +54,11 @@ def _conv(
         hi=hi,
         groups=groups,
         border=border,
+        transposed=transposed,
+        output_padding=per_axis(output_padding, axes) if transposed else (),
     )
-    return Operation(f"conv {shape_text(kernel)}", {source: conv}, {source: weight}, bias)
+    label = f"{'transposed conv' if transposed else 'conv'} {shape_text(kernel)}"
+    return Operation(label, {source: conv}, {source: weight}, bias, generated=made)
 
 
 def conv_module(value: Value, known: Known) -> Lifted:
@@ -60,107 +70,73 @@ def conv_module(value: Value, known: Known) -> Lifted:
     source = tensor_input(value)
     if source is None:
         return None
-    shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
-    return _conv(
+    return _convolution(
         source,
         weight_of(module),
-        shape,
-        None if module.bias is None else detached(lambda: module.bias),
-        module.stride,
-        module.padding,
-        module.dilation,
-        module.groups,
-        Border(module.padding_mode),
+        (module.out_channels, module.in_channels // module.groups, *module.kernel_size),
+        bias_of(module),
+        stride=module.stride,
+        padding=module.padding,
+        dilation=module.dilation,
+        groups=module.groups,
+        border=Border(module.padding_mode),
     )
-
-
-def conv_function(value: Value, known: Known) -> Lifted:
-    """``F.conv1d``, ``F.conv2d``, ``F.conv3d`` with a weight that does not depend on the input."""
-    if value.module is not None or value.node.target not in CONV_FUNCTIONS:
-        return None
-    source = tensor_input(value)
-    weight, bias = argument(value, 1, "weight"), argument(value, 2, "bias")
-    if source is None or not isinstance(weight, Tensor) or isinstance(bias, Value):
-        return Refusal("conv_after_conv", "the weight depends on the input")
-    return _conv(
-        source,
-        detached(lambda: weight),
-        tuple(weight.shape),
-        None if bias is None else detached(lambda: bias),
-        argument(value, 3, "stride", 1),
-        argument(value, 4, "padding", 0),
-        argument(value, 5, "dilation", 1),
-        argument(value, 6, "groups", 1),
-    )
-
-
-def _transposed(
-    source: Value,
-    weight: Numbers,
-    shape: tuple[int, ...],
-    bias: Numbers | None,
-    stride: Any,
-    padding: Any,
-    output_padding: Any,
-    groups: int,
-    dilation: Any,
-) -> Operation:
-    kernel = tuple(shape[2:])
-    axes = len(kernel)
-    around = per_axis(padding, axes)
-    conv = Conv(
-        out_channels=shape[1] * groups,
-        in_channels=shape[0],
-        kernel=kernel,
-        stride=per_axis(stride, axes),
-        dilation=per_axis(dilation, axes),
-        lo=around,
-        hi=around,
-        groups=groups,
-        transposed=True,
-        output_padding=per_axis(output_padding, axes),
-    )
-    return Operation(f"transposed conv {shape_text(kernel)}", {source: conv}, {source: weight}, bias)
 
 
 def conv_transpose_module(value: Value, known: Known) -> Lifted:
-    """``nn.ConvTranspose1d``, ``2d``, ``3d``."""
+    """``nn.ConvTranspose1d``, ``2d``, ``3d``, without an output size."""
     module = value.module
     if stock(module) not in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
         return None
     assert isinstance(module, nn.modules.conv._ConvTransposeNd)
     source = tensor_input(value)
-    if source is None or len(value.inputs) > 1 or len(value.args) > 1:
+    if source is None or len(value.args) + len(value.kwargs) > 1:
         return None
-    return _transposed(
+    return _convolution(
         source,
         weight_of(module),
         (module.in_channels, module.out_channels // module.groups, *module.kernel_size),
-        None if module.bias is None else detached(lambda: module.bias),
-        module.stride,
-        module.padding,
-        module.output_padding,
-        module.groups,
-        module.dilation,
+        bias_of(module),
+        stride=module.stride,
+        padding=module.padding,
+        dilation=module.dilation,
+        groups=module.groups,
+        transposed=True,
+        output_padding=module.output_padding,
     )
 
 
-def conv_transpose_function(value: Value, known: Known) -> Lifted:
-    """``F.conv_transpose1d``, ``2d``, ``3d`` with a weight that does not depend on the input."""
-    if value.module is not None or value.node.target not in CONV_TRANSPOSE_FUNCTIONS:
+def conv_function(value: Value, known: Known) -> Lifted:
+    """``F.conv*d``, ``F.conv_transpose*d`` and ``aten.convolution`` with a weight that does not depend on the input."""
+    name = name_of(value)
+    if name not in CONVS and name not in TRANSPOSED_CONVS and name != "convolution":
         return None
-    source = tensor_input(value)
-    weight, bias = argument(value, 1, "weight"), argument(value, 2, "bias")
+    source, weight, bias = tensor_input(value), argument(value, 1, "weight"), argument(value, 2, "bias")
     if source is None or not isinstance(weight, Tensor) or isinstance(bias, Value):
-        return Refusal("conv_after_conv", "the weight depends on the input")
-    return _transposed(
+        return DEPENDS
+    options = {"stride": argument(value, 3, "stride", 1), "padding": argument(value, 4, "padding", 0)}
+    if name in CONVS:
+        options |= {"dilation": argument(value, 5, "dilation", 1), "groups": argument(value, 6, "groups", 1)}
+    elif name in TRANSPOSED_CONVS:
+        options |= {
+            "output_padding": argument(value, 5, "output_padding", 0),
+            "groups": argument(value, 6, "groups", 1),
+        }
+        options |= {"dilation": argument(value, 7, "dilation", 1), "transposed": True}
+    else:
+        names = enumerate(("dilation", "transposed", "output_padding", "groups"), 5)
+        options |= {name: argument(value, place, name) for place, name in names}
+    if any(_depends(option) for option in options.values()):
+        return Refusal("conv_after_conv", "its stride, padding or dilation depends on the input")
+    return _convolution(
         source,
-        detached(lambda: weight),
+        numbers_of(lambda: weight),
         tuple(weight.shape),
-        None if bias is None else detached(lambda: bias),
-        argument(value, 3, "stride", 1),
-        argument(value, 4, "padding", 0),
-        argument(value, 5, "output_padding", 0),
-        argument(value, 6, "groups", 1),
-        argument(value, 7, "dilation", 1),
+        None if bias is None else numbers_of(lambda: bias),
+        made=generated(value, weight),
+        **options,
     )
+
+
+def _depends(option: Any) -> bool:
+    return isinstance(option, Value) or (isinstance(option, list | tuple) and any(isinstance(o, Value) for o in option))

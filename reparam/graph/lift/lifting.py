@@ -2,44 +2,48 @@
 
 from typing import Final
 
-from torch.nn.utils import parametrize
+from torch._ops import OpOverload
 
 from reparam.algebra import Refusal
 from reparam.graph.effects import written
-from reparam.graph.lift.arithmetic import arithmetic_sum, scale
-from reparam.graph.lift.base import Known, Lifted, Lifting
-from reparam.graph.lift.convs import conv_function, conv_module, conv_transpose_function, conv_transpose_module
+from reparam.graph.leaves import SHARED, hooks
+from reparam.graph.lift.arithmetic import arithmetic_sum, channel_product, scale
+from reparam.graph.lift.base import Known, Lifted, Lifting, parametrized_in_training
+from reparam.graph.lift.convs import conv_function, conv_module, conv_transpose_module
 from reparam.graph.lift.linear import linear_function, linear_module
-from reparam.graph.lift.norms import batch_norm_function, batch_norm_module
+from reparam.graph.lift.norms import norm_function, norm_module
 from reparam.graph.lift.pads import framed_pad, pad
 from reparam.graph.lift.passing import passes_through
-from reparam.graph.lift.pools import average_pool
+from reparam.graph.lift.pools import adaptive_pool, pool
 from reparam.graph.lift.slices import spatial_slice
-from reparam.graph.net import SHARED, Value, hooks
+from reparam.graph.net import Value
 from reparam.graph.operation import Operation
+from reparam.graph.sizes import is_plain
 
 LIFTINGS: Final[tuple[Lifting, ...]] = (
     conv_module,
-    batch_norm_module,
+    norm_module,
     linear_module,
     conv_transpose_module,
     passes_through,
     arithmetic_sum,
     scale,
     conv_function,
-    batch_norm_function,
+    norm_function,
     linear_function,
-    conv_transpose_function,
+    channel_product,
     pad,
     framed_pad,
-    average_pool,
+    pool,
+    adaptive_pool,
     spatial_slice,
 )
+IN_PLACE: Final = Refusal("in_place", "it writes into memory that is read again later", "use the operation that copies")
 
 
-def lift(value: Value, known: Known, liftings: tuple[Lifting, ...] = LIFTINGS) -> Operation | Refusal | None:
+def lift(value: Value, known: Known, liftings: tuple[Lifting, ...] = LIFTINGS) -> Lifted:
     """The formula of an operation; a refusal if it could be linear and is not; None for everything else."""
-    if value.node.op == "placeholder":
+    if value.node.op == "placeholder" or is_plain(value):
         return None
     result: Lifted = None
     for lifting in liftings:
@@ -60,12 +64,27 @@ def _unsafe(value: Value, operation: Operation, known: Known) -> Refusal | None:
             return Refusal("hooks", f"the module has a {reason}", "remove it before fusing")
         if value.shared and (next(value.module.parameters(), None) is not None or operation.norm):
             return Refusal("shared", SHARED, "give every caller a module of its own")
-        if parametrize.is_parametrized(value.module) and value.module.training:
+        if parametrized_in_training(value.module):
             return Refusal("parametrization", "the module is in training mode", "call eval() on it")
     for source, conv in operation.terms.items():
         space = known.space(source)
         if conv.in_channels and space is not None and (space.channels, space.axes) != (conv.in_channels, conv.axes):
             return Refusal("layout", f"its input has its channels elsewhere ({space}), or may broadcast")
-    if value not in known.effects.pure and written(value):
-        return Refusal("in_place", "it writes into memory that is read again later", "use the operation that copies")
+    inside = {value, *operation.covers}
+    for part in operation.covers:
+        if part.returned or any(user not in inside and (user.users or not is_plain(user)) for user in part.users):
+            return Refusal("used_elsewhere", f"a part of it, {part.name}, is also read elsewhere", "compute it twice")
+    if value not in known.effects.pure and (written(value) or _writes(value)) and not _returns_its_input(operation):
+        return IN_PLACE
     return None
+
+
+def _writes(value: Value) -> bool:
+    """Whether an operator of an exported program writes its first argument."""
+    target = value.node.target
+    return isinstance(target, OpOverload) and target._schema.is_mutable
+
+
+def _returns_its_input(operation: Operation) -> bool:
+    """Whether what an operation writes is what was there."""
+    return operation.label == "identity" and operation.bias is None

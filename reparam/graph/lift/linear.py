@@ -1,13 +1,13 @@
-"""Linear layers: one tap, no spatial axes."""
+"""Linear layers and other products with a constant matrix."""
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from reparam.algebra import Refusal, pointwise
-from reparam.graph.lift.base import Known, Lifted, detached, weight_of
+from reparam.graph.calls import argument, name_of, stock, tensor_input
+from reparam.graph.lift.base import Known, Lifted, bias_of, generated, numbers_of, weight_of
+from reparam.graph.matrices import product
 from reparam.graph.net import Value
 from reparam.graph.operation import Operation
-from reparam.graph.spaces import argument, name_of, stock, tensor_input
 
 
 def linear_module(value: Value, known: Known) -> Lifted:
@@ -20,32 +20,20 @@ def linear_module(value: Value, known: Known) -> Lifted:
     if source is None:
         return None
     conv = pointwise(module.out_features, module.in_features, 0)
-    bias = None if module.bias is None else detached(lambda: module.bias)
-    return Operation("linear", {source: conv}, {source: weight_of(module)}, bias)
+    return Operation("linear", {source: conv}, {source: weight_of(module)}, bias_of(module))
 
 
 def linear_function(value: Value, known: Known) -> Lifted:
-    """``F.linear`` and ``x @ W.T`` with a weight that does not depend on the input."""
-    if value.module is not None:
-        return None
-    source = tensor_input(value)
-    if value.node.target is F.linear:
-        weight, bias = argument(value, 1, "weight"), argument(value, 2, "bias")
-        if source is None or not isinstance(weight, Tensor) or isinstance(bias, Value):
-            return Refusal("linear", "the weight depends on the input")
-    elif name_of(value) in ("matmul", "__matmul__") and len(value.args) == 2:
-        other, bias = value.args[1], None
-        if source is None or not isinstance(other, Tensor):
-            return None
-        weight = other.t() if other.dim() == 2 else other
-    else:
-        return None
-    if weight.dim() != 2:
-        return None
-    conv = pointwise(weight.shape[0], weight.shape[1], 0)
+    """``F.linear``, ``x @ W.T``, ``addmm``, ``einsum``: products with a matrix that does not depend on the input."""
+    found = product(value)
+    if found is None:
+        depends = name_of(value) == "linear" and isinstance(argument(value, 1, "weight"), Value)
+        return Refusal("linear", "the weight depends on the input") if depends else None
+    source = found.source
     return Operation(
-        "linear",
-        {source: conv},
-        {source: detached(lambda: weight)},
-        None if bias is None else detached(lambda: bias),
+        "linear" if found.axes == 0 else f"product over {found.axes} axes",
+        {source: pointwise(*found.shape, found.axes)},
+        {source: numbers_of(found.matrix)},
+        None if found.bias is None else numbers_of(found.bias),
+        generated=generated(value, found.constant),
     )

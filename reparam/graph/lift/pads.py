@@ -1,20 +1,28 @@
 """Padding, by a constant, by slice assignment, or by the values at the border."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from reparam.algebra import Border, Conv, Refusal
 from reparam.algebra.sources import window
+from reparam.graph.calls import argument, name_of, stock, tensor_input
+from reparam.graph.kinds import SPATIAL_PADS
 from reparam.graph.lift.base import Known, Lifted, constant_vector, full, per_axis
 from reparam.graph.net import Value
 from reparam.graph.operation import Operation
 from reparam.graph.proxy import assign
-from reparam.graph.spaces import Space, argument, name_of, stock, tensor_input
+from reparam.graph.spaces import Space
+
+MODES: Final = {
+    "Zero": "constant", "Constant": "constant", "Reflection": "reflect", "Replication": "replicate",
+    "Circular": "circular",
+}  # fmt: skip
+BORDERS: Final = {"reflect": Border.REFLECT, "replicate": Border.REPLICATE, "circular": Border.CIRCULAR}
 
 
 def _fill(constant: Any, space: Space) -> Tensor | None:
@@ -22,44 +30,54 @@ def _fill(constant: Any, space: Space) -> Tensor | None:
     return None if number == 0 else torch.full((space.channels,), number, dtype=torch.float64)
 
 
-BORDERS: Final = {"reflect": Border.REFLECT, "replicate": Border.REPLICATE, "circular": Border.CIRCULAR}
+def _asked(value: Value) -> tuple[Any, str, Any] | None:
+    """Amounts, mode and constant of a padding; None for other operations."""
+    kind, name = stock(value.module), name_of(value)
+    if kind is not None:
+        found = next((mode for mode in MODES if kind.__name__.startswith(mode)), None)
+        if found is None or "Pad" not in kind.__name__:
+            return None
+        assert value.module is not None
+        amounts = per_axis(value.module.padding, 2 * int(kind.__name__[-2]))
+        return amounts, MODES[found], getattr(value.module, "value", None)
+    if name in SPATIAL_PADS:
+        return argument(value, 1, "padding"), "reflect" if name.startswith("reflection") else "replicate", None
+    if name == "constant_pad_nd":
+        return argument(value, 1, "pad"), "constant", argument(value, 2, "value", 0)
+    if name == "pad":
+        return argument(value, 1, "pad"), argument(value, 2, "mode", "constant"), argument(value, 3, "value")
+    return None
 
 
 def pad(value: Value, known: Known) -> Lifted:
-    """``F.pad`` and the padding modules of torch."""
-    source, kind = tensor_input(value), stock(value.module)
-    mode, constant = "constant", None
-    if value.module is not None:
-        name = kind.__name__ if kind is not None else ""
-        found = next((m for m in ("Zero", "Constant", "Reflection", "Replication", "Circular") if name.startswith(m)), "")
-        if not found or "Pad" not in name:
-            return None
-        mode = {"Reflection": "reflect", "Replication": "replicate", "Circular": "circular"}.get(found, "constant")
-        constant = getattr(value.module, "value", None)
-        axes = int(name[-2])
-        flat = per_axis(value.module.padding, 2 * axes)
-    elif value.node.target in (F.pad, torch.nn.functional.pad) or name_of(value) == "pad":
-        flat = argument(value, 1, "pad")
-        mode, constant = argument(value, 2, "mode", "constant"), argument(value, 3, "value")
-    else:
+    """``F.pad``, the padding modules of torch, and the padding operators of exported programs."""
+    asked = _asked(value)
+    if asked is None:
         return None
+    amounts, mode, constant = asked
+    source = tensor_input(value)
     space = known.space(source)
     if source is None or space is None:
         return Refusal("pad", "the rank of the padded value is not known", "give example_inputs")
-    if not isinstance(flat, list | tuple) or not all(isinstance(p, int) for p in flat):
+    if not isinstance(amounts, list | tuple) or not all(isinstance(p, int) for p in amounts):
         return Refusal("pad", "the padding depends on the size of the input", "give example_inputs")
     if constant is not None and not isinstance(constant, Real):
         return Refusal("pad", "the value that pads depends on the input")
-    behind = [*flat, *[0] * (2 * space.axes - len(flat))]
-    if any(behind[2 * space.axes :]):
+    if any(amounts[2 * space.axes :]):
         return Refusal("pad", "it pads channels or the batch")
-    lo = tuple(behind[2 * i] for i in reversed(range(space.axes)))
-    hi = tuple(behind[2 * i + 1] for i in reversed(range(space.axes)))
+    lo, hi = _before_and_behind(amounts, space.axes)
     if mode != "constant" and min(*lo, *hi, 0) < 0:
         return Refusal("pad", "a negative padding with a border mode")
-    conv = window(space.channels, lo, hi, fill=_fill(constant, space) if mode == "constant" else None,
-                  border=BORDERS.get(mode, Border.CONSTANT))  # fmt: skip
+    fill = _fill(constant, space) if mode == "constant" else None
+    conv = window(space.channels, lo, hi, fill=fill, border=BORDERS.get(mode, Border.CONSTANT))
     return Operation("pad", {source: conv.structure}, {} if conv.identity else {source: full(space.channels, 1.0)})
+
+
+def _before_and_behind(amounts: Sequence[int], axes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Torch lists pairs from the last axis to the first."""
+    flat = [*amounts, *[0] * (2 * axes - len(amounts))]
+    pairs = [(flat[2 * i], flat[2 * i + 1]) for i in reversed(range(axes))]
+    return tuple(before for before, _ in pairs), tuple(behind for _, behind in pairs)
 
 
 def framed_pad(value: Value, known: Known) -> Lifted:
@@ -83,7 +101,7 @@ def framed_pad(value: Value, known: Known) -> Lifted:
     fills: list[Tensor] = []
     for write in chain:
         side = _side(write.args[1], conv)
-        number = constant_vector(write.args[2], space)
+        number = constant_vector(write.args[2], source, known)
         if side is None or number is None:
             return Refusal("pad", "what is written is not a whole side of the padding, one constant per channel")
         open_sides.discard(side)

@@ -1,53 +1,57 @@
-"""Average pooling, and pooling over windows of one element."""
+"""Average pooling, and pooling that keeps single elements."""
 
-from typing import Final
+from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from reparam.algebra import Refusal
 from reparam.algebra.sources import pool_is_conv
-from reparam.graph.lift.base import Known, Lifted, per_axis, shape_text
+from reparam.graph.calls import argument, name_of, stock, tensor_input
+from reparam.graph.lift.base import Known, Lifted, passed, per_axis, shape_text
 from reparam.graph.net import Value
 from reparam.graph.operation import Operation
-from reparam.graph.spaces import argument, stock, tensor_input
+from reparam.graph.sizes import readings, spatial_sizes
 
-POOLS: Final = {F.avg_pool1d: 1, F.avg_pool2d: 2, F.avg_pool3d: 3}
+AVERAGES: Final = {"avg_pool1d": 1, "avg_pool2d": 2, "avg_pool3d": 3}
+MAXIMA: Final = {"max_pool1d": 1, "max_pool2d": 2, "max_pool3d": 3}
+ADAPTIVE: Final = {f"adaptive_{kind}_pool{axes}d": axes for kind in ("avg", "max") for axes in (1, 2, 3)}
 
 
-def average_pool(value: Value, known: Known) -> Lifted:
-    """``nn.AvgPool*d`` and ``F.avg_pool*d``."""
-    source, kind, module = tensor_input(value), stock(value.module), value.module
+def pool(value: Value, known: Known) -> Lifted:
+    """``nn.AvgPool*d``, ``F.avg_pool*d``; maxima over windows of one element."""
+    kind, module, name = stock(value.module), value.module, name_of(value)
+    divisor: Any = None
     if kind in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d):
         axes = int(kind.__name__[-2])
         size, stride, padding = module.kernel_size, module.stride, module.padding  # type: ignore[union-attr]
         ceil_mode, include = module.ceil_mode, module.count_include_pad  # type: ignore[union-attr]
         divisor = getattr(module, "divisor_override", None)
-    elif value.module is None and value.node.target in POOLS:
-        axes = POOLS[value.node.target]
+    elif name in AVERAGES:
+        axes = AVERAGES[name]
         size = argument(value, 1, "kernel_size")
         stride, padding = argument(value, 2, "stride"), argument(value, 3, "padding", 0)
         ceil_mode, include = argument(value, 4, "ceil_mode", False), argument(value, 5, "count_include_pad", True)
         divisor = argument(value, 6, "divisor_override")
-    elif kind in (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d):
-        axes = int(kind.__name__[-2])
-        size, stride, padding = module.kernel_size, module.stride, module.padding  # type: ignore[union-attr]
-        if set(per_axis(size, axes)) != {1} or module.return_indices or any(per_axis(padding, axes)):  # type: ignore[union-attr, arg-type]
-            return None
-        ceil_mode, include, divisor = False, True, None
     else:
-        return None
+        single = _single_maximum(value)
+        if single is None:
+            return None
+        axes, stride = single
+        size, padding, ceil_mode, include = 1, 0, False, True
+    source = tensor_input(value)
     space = known.space(source)
     if source is None or space is None or space.axes != axes:
         return Refusal("pool_is_conv", "the channels of the pooled value are not known", "give example_inputs")
+    if any(isinstance(option, Value) for option in (size, stride, padding)):
+        return Refusal("pool_is_conv", "its window depends on the input")
     kernel = per_axis(size, axes)
     conv = pool_is_conv(
         space.channels,
         kernel,
         per_axis(stride if stride is not None and stride != [] else size, axes),
         per_axis(padding, axes),
-        ceil_mode=bool(ceil_mode),
+        ceil_mode=bool(ceil_mode) and set(kernel) != {1},
         count_include_pad=bool(include),
         divisor=divisor,
         numeric=False,
@@ -55,8 +59,52 @@ def average_pool(value: Value, known: Known) -> Lifted:
     if isinstance(conv, Refusal):
         return conv
     if conv.identity:
-        return Operation("identity", {source: conv}, {})
+        return passed(source, known)
     number = 1 / (divisor or torch.Size(kernel).numel())
     shape = conv.weight_shape
-    return Operation(f"average pool {shape_text(kernel)}", {source: conv},
-                     {source: lambda: torch.full(shape, number, dtype=torch.float64)})  # fmt: skip
+    label = f"average pool {shape_text(kernel)}" if set(kernel) != {1} else "every second element"
+    return Operation(label, {source: conv}, {source: lambda: torch.full(shape, number, dtype=torch.float64)})
+
+
+def _single_maximum(value: Value) -> tuple[int, Any] | None:
+    """Axes and stride of a maximum over windows of one element, which returns elements of its input."""
+    kind, module, name = stock(value.module), value.module, name_of(value)
+    if kind in (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d):
+        if module.return_indices:  # type: ignore[union-attr]
+            return None
+        axes = int(kind.__name__[-2])
+        size, stride, padding = module.kernel_size, module.stride, module.padding  # type: ignore[union-attr]
+    elif name in MAXIMA:
+        axes = MAXIMA[name]
+        size = argument(value, 1, "kernel_size")
+        stride, padding = argument(value, 2, "stride"), argument(value, 3, "padding", 0)
+    else:
+        return None
+    if any(isinstance(option, Value) for option in (size, stride, padding)):
+        return None
+    if set(per_axis(size, axes)) != {1} or any(per_axis(padding, axes)):
+        return None
+    return axes, stride if stride is not None and stride != [] else 1
+
+
+def adaptive_pool(value: Value, known: Known) -> Lifted:
+    """Adaptive pooling to the size that its input has: ``(None, None)``, or the size of the input itself."""
+    module, kind, source = value.module, stock(value.module), tensor_input(value)
+    if kind is not None and issubclass(
+        kind, nn.modules.pooling._AdaptiveAvgPoolNd | nn.modules.pooling._AdaptiveMaxPoolNd
+    ):
+        if getattr(module, "return_indices", False):
+            return None
+        axes, size = int(kind.__name__[-2]), module.output_size  # type: ignore[union-attr]
+    elif name_of(value) in ADAPTIVE:
+        axes, size = ADAPTIVE[name_of(value)], argument(value, 1, "output_size")
+    else:
+        return None
+    if source is None:
+        return None
+    if isinstance(size, list | tuple) and all(entry is None for entry in size):
+        return passed(source, known)
+    if not spatial_sizes(size, source, axes, known.rank(source)):
+        return None
+    result = passed(source, known)
+    return Operation(result.label, result.terms, {}, covers=readings(size, value))

@@ -1,0 +1,84 @@
+"""Put the figures of the demo into README.md, from the JSON that `examples/repvgg.py` writes.
+
+    make demo ARGS='--json benchmarks/results/repvgg.json'     on an idle machine
+    python benchmarks/figures.py                               fills the block
+    python benchmarks/figures.py --check                       fails if the block is not what the file says
+
+Without the file the block says how to get the figures.
+"""
+
+import argparse
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results" / "repvgg.json"
+BLOCK = re.compile(r"(?<=<!-- figures: examples/repvgg\.py -->\n).*?(?=<!-- /figures -->)", re.DOTALL)
+ABSENT = "Run `make demo`.\n"
+
+
+def example() -> ModuleType:
+    """The example as a module: its own rows are shown, so that README and terminal agree."""
+    name = "figures_of_repvgg"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / "repvgg.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+        sys.path.insert(0, str(ROOT))
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def block(results: Path = RESULTS) -> str:
+    """The text between the marks."""
+    if not results.is_file():
+        return ABSENT
+    run: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
+    demo = example()
+    fields = {name: run[name] for name in demo.Comparison.__dataclass_fields__}
+    forms = {name: demo.Figures(**fields[name]) for name in ("before", "after")}
+    result = demo.Comparison(**{**fields, **forms})
+    data, machine = run["data"], run["machine"]
+    lines = ["| | before `fuse` | after `fuse` | change |", "|---|---:|---:|---:|"]
+    lines += [f"| {' | '.join(row)} |" for row in demo.rows(result)]
+    lines += [
+        "",
+        f"Largest difference between logits {result.largest_difference:.1e} (largest logit {result.largest_logit:.1f});"
+        f" {result.predictions_changed} of {result.predictions:,} predictions changed. Net `{run['arch']}`,"
+        f" {data['name']} at {data['size']}×{data['size']}, {data['train']:,} images to train on,"
+        f" {data['test']:,} to test on.",
+        f"Machine: {machine['name']}, device {machine['device']}, {machine['threads']} threads,"
+        f" torch {machine['torch']}, Python {machine['python']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--json", type=Path, default=RESULTS, metavar="FILE", help="default benchmarks/results/repvgg.json")
+    add("--check", action="store_true", help="write nothing; fail if the block is not current")
+    args = parser.parse_args()
+    old = README.read_text(encoding="utf-8")
+    text = block(args.json)
+    new, number = BLOCK.subn(lambda _: text, old)
+    if number != 1:
+        marks = "<!-- figures: examples/repvgg.py --> and <!-- /figures -->"
+        parser.error(f"expected one block between {marks} in README.md, found {number}")
+    if args.check:
+        print(f"the figures in README.md are {'current' if new == old else 'not current'}")
+        return int(new != old)
+    README.write_text(new, encoding="utf-8")
+    print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""A plan in the making: which values may disappear, and the formulas of those that read them afterwards."""
+
+from collections.abc import Callable, Mapping
+from typing import final
+
+from reparam.algebra import Affine, Refusal, substitute
+from reparam.graph.effects import unused
+from reparam.graph.leaves import EXCLUDED
+from reparam.graph.lift import Known, Lifting, lift
+from reparam.graph.net import Net, Value
+from reparam.graph.net_plan import NetPlan, numbers
+from reparam.graph.operation import Operation
+from reparam.graph.placing import Place, Site
+from reparam.graph.worth import relative_sizes
+
+
+@final
+class Draft:
+    """The plan of one net while it is searched for.
+
+    Args:
+        net: the net.
+        known: spaces and effects of its values.
+        liftings: what is known to be linear.
+        movable: why a value must stay, or an empty string.
+        site: what may be changed where.
+    """
+
+    def __init__(
+        self, net: Net, known: Known, liftings: tuple[Lifting, ...], movable: Callable[[Value], str], site: Site
+    ) -> None:
+        self.movable = movable
+        self.site = site
+        operations: dict[Value, Operation] = {}
+        boundaries: dict[Value, Refusal] = {}
+        for value in net.values:
+            lifted = lift(value, known, liftings)
+            if isinstance(lifted, Operation):
+                operations[value] = lifted
+            elif isinstance(lifted, Refusal):
+                boundaries[value] = lifted.at(value.path, value.name)
+        formulas = {value: operation.structure for value, operation in operations.items()}
+        self.plan = NetPlan(net, known, operations, boundaries, formulas, relative_sizes(net, operations))
+        covered = {c for operation in operations.values() for c in operation.covers}
+        self.plan.dead = unused(net)
+        self.readers: dict[Value, dict[Value, None]] = {}
+        self.held: dict[Value, Value | None] = {}
+        for value in net.values:
+            if value in covered or value in self.plan.dead:
+                continue
+            if value in operations:
+                for source in operations[value].terms:
+                    self.readers.setdefault(source, {})[value] = None
+            terms = operations[value].terms if value in operations else {}
+            for source in value.inputs:
+                if source not in terms and source not in covered:
+                    self.held.setdefault(source, value)
+        for value in net.values:
+            if value.returned:
+                self.held.setdefault(value, None)
+
+    def ok(self, value: Value) -> bool:
+        """Whether a value is affine and still there."""
+        return value in self.plan.operations and value not in self.plan.inlined
+
+    def may_vanish(self, value: Value) -> Refusal | None:
+        """Why a value must be computed, whoever reads it; None if it need not."""
+        if value not in self.plan.operations:
+            return Refusal("boundary", f"{value.name} is not linear")
+        if value in self.held:
+            reader = self.held[value]
+            user = f"{reader.name} at {reader.path or 'the root'}" if reader is not None else "the caller"
+            return Refusal("used_elsewhere", f"its value is also read by {user}", "read it once")
+        return self.stays(value)
+
+    def stays(self, value: Value) -> Refusal | None:
+        """Why an operation may not be touched; None if it may."""
+        reason = self.movable(value)
+        if not reason:
+            return None
+        excluded = reason == EXCLUDED
+        remedy = "take it out of exclude" if excluded else "do not read them in a forward that cannot be read"
+        return Refusal("excluded" if excluded else "parameters_read", reason, remedy)
+
+    def inline(self, formula: Affine, value: Value, reader: Value, inlined: Mapping[Value, None]) -> Affine | Refusal:
+        """The formula of ``reader`` with ``value`` replaced."""
+        inner = self.plan.formulas[value]
+        moved = [value, *(root for root in inner.terms if isinstance(root, Value))]
+        gone = self.plan.inlined | dict(inlined)
+        if not self.plan.known.effects.stable(moved, value.index, reader.index, gone):
+            return Refusal("in_place", "memory that it reads is written in between", "use the operation that copies")
+        if value.mode != reader.mode:
+            return Refusal("mode", "it runs under another autocast or gradient mode than its reader")
+        conv = formula.terms[value]
+        if conv.fill is not None and not conv.never_outside and not inner.numeric:
+            inner = numbers(self.plan.operations, gone, value)
+            if any(c.weight is not None and c.weight.is_meta for c in inner.terms.values()):
+                return Refusal("border_rule", "the constant of the padding has no value on the meta device")
+            result = substitute(formula, {value: inner})
+            return result if isinstance(result, Refusal) else _structure(result)
+        return substitute(formula, {value: inner})
+
+    def step(
+        self, formula: Affine, value: Value, reader: Value, chosen: dict[Value, None]
+    ) -> tuple[Affine, Refusal | None]:
+        """One more value put into ``formula`` and noted in ``chosen``, or ``formula`` as it is and the reason."""
+        refused = self.may_vanish(value)
+        if refused is None:
+            others = [r for r in self.readers.get(value, ()) if r is not reader and r not in chosen]
+            if others:
+                refused = Refusal("used_elsewhere", f"its value is also read by {others[0].name} at {others[0].path}")
+        if refused is not None:
+            return formula, refused
+        result = self.inline(formula, value, reader, chosen)
+        if isinstance(result, Refusal):
+            return formula, result
+        chosen[value] = None
+        return result, None
+
+    def commit(self, reader: Value, formula: Affine, chosen: Mapping[Value, None], where: Place) -> None:
+        """Make a step: ``chosen`` disappears into ``reader``."""
+        self.plan.formulas[reader] = formula
+        self.plan.places[reader] = where
+        for value in chosen:
+            self.plan.inlined[value] = None
+            self.plan.places.pop(value, None)
+            for root in self.plan.formulas[value].terms:
+                if isinstance(root, Value) and root in self.readers:
+                    self.readers[root].pop(value, None)
+        for root in formula.terms:
+            if isinstance(root, Value):
+                self.readers.setdefault(root, {})[reader] = None
+
+    def refuse(self, value: Value, reader: Value, refusal: Refusal) -> None:
+        """Note why ``value`` does not disappear into ``reader``."""
+        self.plan.refusals[value, reader] = refusal.at(value.path, value.name, reader.name)
+
+
+def _structure(formula: Affine) -> Affine:
+    return Affine({root: conv.structure for root, conv in formula.terms.items()}, formula.biased)

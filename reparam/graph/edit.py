@@ -1,0 +1,214 @@
+"""The new forward of one module."""
+
+import operator
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+from torch import fx, nn
+
+from reparam.graph.effects import pure
+from reparam.graph.entries import EntryPoints
+from reparam.graph.generated import base_class, generated_class, rebuild
+from reparam.graph.modules import Fused
+from reparam.graph.net import Frame, Value
+from reparam.graph.net_plan import NetPlan
+from reparam.graph.source import forward_source
+from reparam.graph.swap import delete, replace_module
+from reparam.graph.used import Used, join
+
+STOCK: Final = (nn.modules.batchnorm._NormBase, nn.modules.conv._ConvNd, nn.Linear)
+_NEW: Final = "_reparam_new_"
+
+
+@final
+@dataclass(eq=False)
+class Edit:
+    """The new forward of one module."""
+
+    frame: Frame
+    regions: list[Fused] = field(default_factory=list)
+    passed: list[tuple[NetPlan, Value]] = field(default_factory=list)
+    added: dict[str, nn.Module] = field(default_factory=dict)
+    created: list[tuple[fx.Node, Fused, Value]] = field(default_factory=list)
+    old_targets: set[str] = field(default_factory=set)
+    new_targets: set[str] = field(default_factory=set)
+
+    def run(self) -> None:
+        """Rewrite the graph of the frame."""
+        graph = self.frame.trace.graph
+        self.old_targets = self._targets()
+        had_users = {node for node in graph.nodes if node.users}
+        replaced: dict[fx.Node, fx.Node] = {}
+
+        def current(value: Value) -> fx.Node:
+            node = self.frame.locals[value]
+            while node in replaced:
+                node = replaced[node]
+            return node
+
+        steps: list[tuple[int, Fused | tuple[NetPlan, Value]]] = [
+            *((fused.place.at.index, fused) for fused in self.regions),
+            *((value.index, (plan, value)) for plan, value in self.passed),
+        ]
+        for _, step in sorted(steps, key=lambda item: item[0]):
+            if isinstance(step, Fused):
+                node = step.place.at.node
+                with graph.inserting_before(node):
+                    new = self._total(graph, step, current)
+            else:
+                plan, value = step
+                node = value.node
+                (source,) = plan.operations[value].terms
+                new = current(source)
+            node.replace_all_uses_with(new)
+            replaced[node] = new
+        inside = {value.node: value for value in self.frame.values}
+        calls = {child.call: child for child in self.frame.children}
+        had_users |= self._tainted(inside) | replaced.keys()
+        for node in reversed(list(graph.nodes)):
+            if not node.users and node in had_users and _erasable(node, inside, calls):
+                graph.erase_node(node)
+        self.new_targets = self._targets() - set(self.added)
+        for node, fused, root in self.created:
+            module = self.added.pop(str(node.target))
+            node.target = self._name(fused, root)
+            self.added[node.target] = module
+        self.new_targets |= set(self.added)
+
+    def _tainted(self, inside: Mapping[fx.Node, Value]) -> set[fx.Node]:
+        """Discarded results and assertions about values that vanish."""
+        gone: set[Value] = set()
+        for plan in {fused.plan for fused in self.regions}:
+            gone |= set(plan.inlined)
+        tainted: set[fx.Node] = set()
+        for node in self.frame.trace.graph.nodes:
+            value = inside.get(node)
+            known = [self.frame.env.get(source) for source in node.all_input_nodes]
+            if value is not None and any(value in fused.plan.dead for fused in self.regions):
+                vanished = any(isinstance(v, Value) and v in gone for v in known)
+                if vanished or any(source in tainted for source in node.all_input_nodes):
+                    tainted.add(node)
+        return tainted
+
+    def _targets(self) -> set[str]:
+        return {str(node.target) for node in self.frame.trace.graph.nodes if node.op in ("call_module", "get_attr")}
+
+    def _total(self, graph: fx.Graph, fused: Fused, current: Any) -> fx.Node:
+        total: fx.Node | None = None
+        for root, module in fused.modules.items():
+            source = current(fused.place.stands_for[root])
+            if module is None:
+                term = source
+            else:
+                name = f"{_NEW}{len(self.created)}"
+                self.added[name] = module
+                term = graph.create_node("call_module", name, (source,), {})
+                self.created.append((term, fused, root))
+            total = term if total is None else graph.call_function(operator.add, (total, term))
+        assert total is not None
+        return total
+
+    def _name(self, fused: Fused, root: Value) -> str:
+        """The name of the child that held the largest kernel of the term."""
+        plan = fused.plan
+        best, size = "", (-1, -1)
+        for value in (*plan.absorbed(fused.value), fused.value):
+            operation = plan.operations[value]
+            if all(conv.diagonal for conv in operation.terms.values()) and best:
+                continue
+            target = self._child(value)
+            conv = max(operation.terms.values(), key=lambda c: c.taps)
+            weight = (conv.taps, conv.in_channels * conv.out_channels // max(conv.groups, 1))
+            reads = root in operation.terms or root in _roots(plan, value)
+            if target and reads and weight > size and target not in self.added:
+                best, size = target, weight
+        read_elsewhere = any(best.partition(".")[0] in names for names in EntryPoints().beside(self.frame).values())
+        name = "fused" if read_elsewhere or not best else best
+        count, unique = 0, name
+        while (
+            unique in self.added
+            or unique in self.new_targets
+            or (unique != best and hasattr(self.frame.module, unique))
+        ):
+            count += 1
+            unique = f"fused_{count}" if "." in name else f"{name}_{count}"  # a list holds numbered children only
+        return unique
+
+    def _child(self, value: Value) -> str:
+        """The child of this frame's module through which a value is computed."""
+        frame: Frame | None = value.frame
+        node: fx.Node | None = value.node
+        while frame is not None and frame is not self.frame:
+            node, frame = frame.call, frame.parent
+        return str(node.target) if frame is not None and node is not None and node.op == "call_module" else ""
+
+    def install(self, used: Used, homes: Mapping[int, list[tuple[nn.Module, str]]]) -> None:
+        """Give the module its new children and its new forward, and drop what nothing reads any more."""
+        module, trace = self.frame.module, self.frame.trace
+        for target in sorted(self.old_targets - self.new_targets | set(self.added)):
+            if not used.below(join(self.frame.path, target)) or target in self.added:
+                delete(module, target)
+        for name in self.new_targets:
+            if name.startswith("_constant") and name in trace.tensors and not hasattr(module, name):
+                module.register_buffer(name, trace.tensors[name].detach())
+        for name, child in self.added.items():
+            parent = module.get_submodule(name.rpartition(".")[0])
+            parent._modules[name.rpartition(".")[2]] = child
+        for name in sorted(set(trace.read.values()) - self.new_targets):
+            if "." not in name and not name.startswith("_constant") and not used.below(join(self.frame.path, name)):
+                delete(module, name)
+        self._shorten_lists(used)
+        if isinstance(module, fx.GraphModule):
+            module.graph = trace.graph
+            return
+        source = forward_source(self.frame)
+        if isinstance(module, STOCK) and not self.regions and self.frame.parent is not None:
+            replace_module(homes, module, self._rest(source))
+        else:
+            base = base_class(module)
+            module.__class__ = generated_class(base, source)  # type: ignore[arg-type]  # a class is hashable
+
+    def _shorten_lists(self, used: Used) -> None:
+        """Drop the placeholders at the end of lists that were emptied."""
+        for path in {target.rpartition(".")[0] for target in self.old_targets} - {""}:
+            try:
+                parent = self.frame.module.get_submodule(path)
+            except AttributeError:
+                continue
+            while isinstance(parent, nn.ModuleList) and len(parent):
+                last = f"{path}.{len(parent) - 1}"
+                if last in self.new_targets or used.below(join(self.frame.path, last)) or last not in self.old_targets:
+                    break
+                del parent[-1]
+
+    def _rest(self, source: str) -> nn.Module:
+        """What is left of a norm or convolution with more than torch's own forward: no instance of its class."""
+        module, graph = self.frame.module, self.frame.trace.graph
+        steps = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+        sources = [next(iter(self.frame.trace.inputs.values())), *steps]
+        chain = all(
+            node.op == "call_module" and node.args == (source,) and not node.kwargs
+            for node, source in zip(steps, sources, strict=False)
+        )
+        if chain and len(self.frame.trace.inputs) == 1 and self.frame.trace.graph.output_node().args[0] is sources[-1]:
+            named = {str(node.target): module.get_submodule(str(node.target)) for node in steps}
+            if not any("." in name for name in named):
+                return nn.Sequential(OrderedDict(named)).train(module.training)
+        rest = rebuild(nn.Module, source)
+        rest.__dict__.update(module.__dict__)
+        return rest
+
+
+def _roots(plan: NetPlan, value: Value) -> set[Value]:
+    return {root for root in plan.formulas[value].terms if isinstance(root, Value)}
+
+
+def _erasable(node: fx.Node, values: Mapping[fx.Node, Value], calls: Mapping[fx.Node | None, Frame]) -> bool:
+    """Whether an operation without users does nothing but compute its result."""
+    if node.op in ("placeholder", "output"):
+        return False
+    if node in calls:
+        return all(pure(value) for value in calls[node].below())
+    return pure(values[node]) if node in values else True

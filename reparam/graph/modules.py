@@ -1,0 +1,96 @@
+"""The modules of a fused region, ready to enter the model."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor, nn
+
+from reparam.algebra import Affine, Refusal
+from reparam.graph.build import build
+from reparam.graph.net import Value
+from reparam.graph.net_plan import NetPlan
+from reparam.graph.placing import Place
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Fused:
+    """One region, ready to enter the model.
+
+    Args:
+        plan: plan of its net.
+        value: the value that is replaced.
+        place: where.
+        modules: per root, the module that computes the term; None: the root itself.
+    """
+
+    plan: NetPlan
+    value: Value
+    place: Place
+    modules: Mapping[Value, nn.Module | None]
+
+
+def mixed(plan: NetPlan, value: Value) -> Refusal | None:
+    """Why the weights of a region cannot be put together: several data types or devices."""
+    members = (*plan.absorbed(value), value)
+    kinds = {tensor.dtype for member in members for tensor in _weights(plan, member)}
+    if len(kinds) > 1:
+        return Refusal("dtype", f"weights of several data types: {sorted(map(str, kinds))}", "use one data type")
+    devices = {tensor.device for member in members for tensor in _tensors(member)}
+    if len(devices) > 1:
+        return Refusal("device", f"weights on several devices: {sorted(map(str, devices))}", "use one device")
+    return None
+
+
+def _tensors(value: Value) -> Iterator[Tensor]:
+    if value.module is not None:
+        yield from value.module.parameters()
+        yield from value.module.buffers()
+    for argument in (*value.args, *value.kwargs.values()):
+        if isinstance(argument, Tensor) and argument.dim():
+            yield argument
+
+
+def modules_of(plan: NetPlan, value: Value, formula: Affine) -> dict[Value, nn.Module | None] | Refusal:
+    """The modules that compute a formula; the bias goes with the first."""
+    weights = [tensor for member in (*plan.absorbed(value), value) for tensor in _weights(plan, member)]
+    weights = weights or _only_weights(plan.net.root.module)
+    if not weights:
+        return Refusal("dtype", "no weight fixes the data type of the result", "use one data type in the whole model")
+    trainable = any(tensor.requires_grad for tensor in weights)
+    dtype, device = weights[0].dtype, weights[0].device
+    bias = formula.bias
+    modules: dict[Value, nn.Module | None] = {}
+    terms = sorted(formula.terms.items(), key=lambda term: term[1].identity)
+    for root, conv in terms:
+        assert isinstance(root, Value)
+        if conv.identity and bias is None and len(terms) > 1:
+            modules[root] = None
+            continue
+        modules[root] = build(conv, bias, dtype=dtype, device=device, trainable=trainable)
+        bias = None
+    return {root: modules[root] for root in formula.terms if isinstance(root, Value)}
+
+
+def _only_weights(module: nn.Module) -> list[Tensor]:
+    """A parameter of a model in which all parameters and statistics are of one data type and on one device."""
+    tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+    return tensors[:1] if len({(t.dtype, t.device) for t in tensors}) == 1 else []
+
+
+def _weights(plan: NetPlan, value: Value) -> Iterator[Tensor]:
+    """Floating-point weights of the convolutions and linear layers among the operations of a region."""
+    operation = plan.operations[value]
+    if operation.norm:
+        return
+    if value.module is not None:
+        weight = getattr(value.module, "weight", None)
+        if isinstance(weight, Tensor):
+            yield weight
+        return
+    if all(conv.diagonal for conv in operation.terms.values()):
+        return
+    for argument in (*value.args, *value.kwargs.values()):
+        if isinstance(argument, Tensor) and argument.is_floating_point() and argument.dim() > 1:
+            yield argument

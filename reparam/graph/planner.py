@@ -1,0 +1,260 @@
+"""Decide which values of a net disappear into their readers.
+
+Every affine value starts materialised. Inlining a value puts its formula in the place of its name into the formulas of
+its readers. A step is kept if it is exact and the total cost falls; steps that pay only together are tried together,
+and what did not contribute is taken back. Only integers are needed here.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final, final
+
+from reparam.algebra import Affine, Refusal
+from reparam.cost import Cost
+from reparam.graph.draft import Draft
+from reparam.graph.lift import Known, Lifting
+from reparam.graph.net import Net, Value
+from reparam.graph.net_plan import NetPlan
+from reparam.graph.operation import absorbed
+from reparam.graph.placing import Place, Site, place
+from reparam.graph.through import Through
+from reparam.graph.worth import EPSILON, Worth
+
+REACH: Final = 256  # values that one step looks at
+
+
+@final
+class _Planner:
+    """Searches for the steps that pay."""
+
+    def __init__(self, draft: Draft, cost: Cost) -> None:
+        self.draft = draft
+        self.plan = draft.plan
+        self.worth = Worth(cost, self.plan.sizes, dict(self.plan.formulas))
+
+    def run(self) -> NetPlan:
+        order = list(self.plan.operations)
+        for turn in range(8):
+            changed = False
+            for value in order:
+                if value not in self.plan.inlined and (turn or not self._is_partial_sum(value)):
+                    changed |= self._improve(value)
+            for value in order:
+                if value not in self.plan.inlined and len(self.draft.readers.get(value, ())) > 1:
+                    changed |= self._spread(value)
+            if not changed:
+                break
+        through = Through(self.draft, self.worth)
+        for value in order:
+            if value not in self.plan.inlined:
+                through.absorb(value)
+        return self.plan
+
+    def _is_partial_sum(self, value: Value) -> bool:
+        """Whether a sum goes into one other sum as it is: the other one is looked at first."""
+        readers = self.draft.readers.get(value, {})
+        if len(self.plan.operations[value].terms) < 2 or len(readers) != 1 or value in self.draft.held:
+            return False
+        (reader,) = readers
+        terms = self.plan.operations[reader].terms
+        return len(terms) > 1 and value in terms and terms[value].identity
+
+    def _improve(self, reader: Value) -> bool:
+        """Let values disappear into ``reader`` where that pays."""
+        excluded = self.draft.stays(reader)
+        if excluded is not None:
+            for root in self.plan.formulas[reader].terms:
+                if isinstance(root, Value) and self.draft.ok(root):
+                    self.draft.refuse(root, reader, excluded)
+            return False
+        changed = False
+        tried: set[Value] = set()
+        while True:
+            seed = next(
+                (
+                    r
+                    for r in self.plan.formulas[reader].terms
+                    if isinstance(r, Value) and r not in tried and self.draft.ok(r)
+                ),
+                None,
+            )
+            if seed is None:
+                return changed
+            tried.add(seed)
+            if self._attempt(reader, seed):
+                changed = True
+                tried.clear()
+
+    def _attempt(self, reader: Value, seed: Value) -> bool:
+        if not self._may_pay(reader, seed):
+            return False
+        chosen: dict[Value, None] = {}
+        formula, refusal = self.draft.step(self.plan.formulas[reader], seed, reader, chosen)
+        if refusal is not None:
+            self.draft.refuse(seed, reader, refusal)
+            return False
+        pending = [root for root in formula.terms if isinstance(root, Value)]
+        grown = True
+        while pending and len(chosen) < REACH:
+            later = []
+            grown = False
+            for root in pending:
+                if root in chosen or not self.draft.ok(root) or root not in formula.terms:
+                    continue
+                trial, refusal = self.draft.step(formula, root, reader, dict(chosen))
+                if refusal is not None:
+                    later.append(root)
+                    continue
+                before = self.worth.total({root: self.plan.formulas[root], reader: formula})
+                if self.worth.total({reader: trial}) <= before * (1 + EPSILON):
+                    chosen[root] = None
+                    later += [r for r in self.plan.formulas[root].terms if isinstance(r, Value)]
+                    formula = trial
+                    grown = True
+                else:
+                    later.append(root)
+            pending = later if grown else []
+        chosen, formula = self._prune(reader, chosen, formula)
+        if not chosen:
+            return False
+        refusal = self.worth.gain({v: self.plan.formulas[v] for v in (*chosen, reader)}, {reader: formula})
+        if refusal is not None:
+            if seed in chosen:
+                self.draft.refuse(seed, reader, refusal)
+            return False
+        where = place(
+            reader, formula, self.plan.operations, self.plan.inlined | chosen, self.draft.site, self.plan.dead
+        )
+        if isinstance(where, Refusal):
+            self.draft.refuse(seed, reader, where)
+            return False
+        self.draft.commit(reader, formula, chosen, where)
+        return True
+
+    def _may_pay(self, reader: Value, seed: Value) -> bool:
+        """Whether merging could save anything: a summand must share an input with another one."""
+        formula = self.plan.formulas[reader]
+        if len(formula.terms) == 1 or len(self.plan.formulas[seed].terms) > 1:
+            return True
+        others: set[Value] = set()
+        for root in formula.terms:
+            if root is not seed and isinstance(root, Value):
+                others |= self._reach(root)
+        return not others.isdisjoint(self._reach(seed))
+
+    def _reach(self, value: Value) -> set[Value]:
+        """Values that the formula of ``value`` can come to read."""
+        found = {value}
+        pending = [value]
+        while pending and len(found) < REACH:
+            current = pending.pop()
+            if not self.draft.ok(current) or current in self.draft.held:
+                continue
+            for root in self.plan.formulas[current].terms:
+                if isinstance(root, Value) and root not in found:
+                    found.add(root)
+                    pending.append(root)
+        return found
+
+    def _prune(self, reader: Value, chosen: dict[Value, None], formula: Affine) -> tuple[dict[Value, None], Affine]:
+        """Take back summands that share no input with another one, where that costs nothing."""
+        for value in self._alone(reader, chosen):
+            inside = {value, *absorbed(self.plan.operations, chosen, value)}
+            fewer = {v: None for v in chosen if v not in inside}
+            rebuilt = self._rebuild(reader, fewer)
+            if rebuilt is None:
+                continue
+            with_it = self.worth.total({reader: formula})
+            without = self.worth.total({reader: rebuilt, **{v: self.plan.formulas[v] for v in chosen if v in inside}})
+            if without <= with_it * (1 + EPSILON):
+                chosen, formula = fewer, rebuilt
+        return chosen, formula
+
+    def _alone(self, reader: Value, chosen: Mapping[Value, None]) -> list[Value]:
+        """Chosen summands all of whose inputs are reached on one path only."""
+        paths: dict[Value, int] = {reader: 1}
+        below = sorted(chosen, key=lambda v: v.index, reverse=True)
+        for value in (reader, *below):
+            for root in self.plan.formulas[value].terms:
+                if isinstance(root, Value):
+                    paths[root] = paths.get(root, 0) + paths.get(value, 0)
+        single: dict[Value, bool] = {}
+        for value in reversed(below):
+            roots = [r for r in self.plan.formulas[value].terms if isinstance(r, Value)]
+            single[value] = paths[value] == 1 and all(single.get(r, paths[r] == 1) for r in roots)
+        summands = {
+            root
+            for value in (reader, *below)
+            if len(self.plan.formulas[value].terms) > 1
+            for root in self.plan.formulas[value].terms
+        }
+        inside: set[Value] = set()
+        found = []
+        for value in below:
+            if value in summands and single[value] and value not in inside:
+                found.append(value)
+                inside.update(absorbed(self.plan.operations, chosen, value))
+        for value in below:
+            formula = self.plan.formulas[value]
+            hands_on = (
+                len(formula.terms) == 1 and not formula.biased and all(c.identity for c in formula.terms.values())
+            )
+            if (
+                hands_on
+                and value not in inside
+                and all(r not in chosen and paths[r] == paths[value] for r in formula.terms)
+            ):
+                found.append(value)  # the last of a chain: without it the chain reads its result instead
+        return found
+
+    def _rebuild(self, reader: Value, chosen: Mapping[Value, None]) -> Affine | None:
+        formula = self.plan.formulas[reader]
+        done: dict[Value, None] = {}
+        while True:
+            ready = [r for r in formula.terms if isinstance(r, Value) and r in chosen]
+            if not ready:
+                return formula if len(done) == len(chosen) else None
+            root = max(ready, key=lambda r: r.index)  # all its readers were replaced before
+            result = self.draft.inline(formula, root, reader, done)
+            if isinstance(result, Refusal):
+                return None
+            formula = result
+            done[root] = None
+
+    def _spread(self, value: Value) -> bool:
+        """Let a value with several readers disappear into all of them."""
+        if self.draft.may_vanish(value) is not None:
+            return False
+        readers = list(self.draft.readers[value])
+        if any(self.draft.stays(reader) is not None for reader in readers):
+            return False
+        before = {value: self.plan.formulas[value]} | {r: self.plan.formulas[r] for r in readers}
+        after: dict[Value, Affine] = {}
+        for reader in readers:
+            result = self.draft.inline(self.plan.formulas[reader], value, reader, {})
+            if isinstance(result, Refusal):
+                self.draft.refuse(value, reader, result)
+                return False
+            after[reader] = result
+        refusal = self.worth.gain(before, after)
+        if refusal is not None:
+            self.draft.refuse(value, readers[0], refusal)
+            return False
+        inlined = self.plan.inlined | {value: None}
+        places: dict[Value, Place] = {}
+        for reader, formula in after.items():
+            where = place(reader, formula, self.plan.operations, inlined, self.draft.site, self.plan.dead)
+            if isinstance(where, Refusal):
+                self.draft.refuse(value, reader, where)
+                return False
+            places[reader] = where
+        for reader, formula in after.items():
+            self.draft.commit(reader, formula, {value: None}, places[reader])
+        self.plan.spread[value] = readers
+        return True
+
+
+def plan_net(
+    net: Net, known: Known, cost: Cost, liftings: tuple[Lifting, ...], movable: Callable[[Value], str], site: Site
+) -> NetPlan:
+    """Plan one net; ``movable`` gives the reason why a value must stay, or an empty string."""
+    return _Planner(Draft(net, known, liftings, movable, site), cost).run()

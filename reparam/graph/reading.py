@@ -1,0 +1,94 @@
+"""What is patched while forwards are read: calls of modules, reads of their tensors, ``len`` and ``isinstance``."""
+
+import builtins
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from reparam.graph.proxy import PLAIN, Traced
+from reparam.graph.tracer import Tracer
+
+_TENSOR: Final = torch.empty(0, device="meta")
+RANK_CHECK: Final = "_check_input_dim"
+ACTIVE: Final[list[Tracer]] = []  # the last one is at work
+
+
+@contextmanager
+def traced_builtins() -> Iterator[None]:
+    """While it lasts, ``len`` of a traced value is a traced value, and a traced tensor is an instance of ``Tensor``."""
+    plain_len, plain_isinstance = builtins.len, builtins.isinstance
+
+    def traced_len(value: Any) -> Any:
+        if type(value) is not Traced:
+            return plain_len(value)
+        count = value.tracer.known_length(value.node)  # type: ignore[attr-defined]
+        return value.tracer.create_proxy("call_function", plain_len, (value,), {}) if count is None else count
+
+    def traced_isinstance(value: Any, kinds: Any) -> bool:
+        if type(value) is Traced and not value.node.meta.get(PLAIN) and plain_isinstance(_TENSOR, kinds):
+            return True
+        return plain_isinstance(value, kinds)
+
+    builtins.len, builtins.isinstance = traced_len, traced_isinstance
+    try:
+        yield
+    finally:
+        builtins.len, builtins.isinstance = plain_len, plain_isinstance
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """While it lasts, calls of modules and reads of their tensors are reported to the tracer that is at work."""
+    call, getattr_ = nn.Module.__call__, nn.Module.__getattr__
+
+    def traced_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not ACTIVE:
+            return call(module, *args, **kwargs)
+        return ACTIVE[-1].on_call(module, lambda *a, **k: call(module, *a, **k), args, kwargs)
+
+    def traced_getattr(module: nn.Module, name: str) -> Any:
+        value = getattr_(module, name)
+        if ACTIVE:
+            ACTIVE[-1].on_read(module, name, value)
+        return value
+
+    rank_checks = {
+        kind: kind.__dict__[RANK_CHECK]
+        for kind in vars(nn.modules.batchnorm).values()
+        if isinstance(kind, type) and RANK_CHECK in kind.__dict__
+    }
+    listing = {name: getattr(nn.Module, name) for name in ("named_parameters", "named_buffers")}
+
+    def traced_listing(name: str) -> Callable[..., Iterator[tuple[str, Tensor]]]:
+        def listed(module: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+            for path, value in listing[name](module, *args, **kwargs):
+                if ACTIVE:
+                    ACTIVE[-1].on_read(module, path, value)
+                yield path, value
+
+        return listed
+
+    for name in listing:
+        setattr(nn.Module, name, traced_listing(name))
+    nn.Module.__call__, nn.Module.__getattr__ = traced_call, traced_getattr  # type: ignore[method-assign]
+    for kind, check in rank_checks.items():
+        setattr(kind, RANK_CHECK, _unless_traced(check))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a user's forward warns about was said when it first ran
+            yield
+    finally:
+        nn.Module.__call__, nn.Module.__getattr__ = call, getattr_  # type: ignore[method-assign]
+        for name, function in listing.items():
+            setattr(nn.Module, name, function)
+        for kind, check in rank_checks.items():
+            setattr(kind, RANK_CHECK, check)
+
+
+def _unless_traced(check: Callable[[nn.Module, Any], None]) -> Callable[[nn.Module, Any], None]:
+    """A norm's check of the rank of its input: a traced value has none to look at."""
+    return lambda module, value: None if type(value) is Traced else check(module, value)

@@ -1,0 +1,227 @@
+"""What of a model may be changed, and where."""
+
+import inspect
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import final
+
+from torch import fx
+
+from reparam.graph.edit import STOCK
+from reparam.graph.entries import EntryPoints, variants
+from reparam.graph.generated import SOURCE
+from reparam.graph.leaves import EXCLUDED, hooks
+from reparam.graph.net import Frame, Net, Reading, Value
+from reparam.graph.options import Options
+from reparam.graph.placing import Mode, Place, Site
+from reparam.graph.source import fixed_signature
+from reparam.graph.swap import carried
+
+
+@final
+class Limits:
+    """What may be changed in a model that was read; must be asked inside ``reading()``."""
+
+    def __init__(self, reading: Reading, options: Options) -> None:
+        self.options = options
+        self.entries = EntryPoints()
+        self._editable: dict[Frame, str] = {}
+        self._exposed = _exposed(reading)
+        self._read_by_unread = {
+            f"{path}.{name.rpartition('.')[0]}" if path else name.rpartition(".")[0]: path or "the model"
+            for path, unread in reading.unread.items()
+            for name in unread.read
+            if "." in name
+        }
+
+    def site(self, net: Net) -> Site:
+        """What may be changed in one net."""
+        calls = net.calls()
+        return Site(
+            self._passable,
+            self._crossing,
+            self._is_exposed,
+            lambda value: self._replaceable(value, calls),
+            lambda frame: self._container(frame, calls),
+        )
+
+    def movable(self, value: Value) -> str:
+        """Why an operation must stay as it is; empty if it need not."""
+        module = value.module
+        if module is not None and self.options.excludes(value.path, module):
+            return EXCLUDED
+        if module is not None and value.path in self._read_by_unread:
+            return f"its parameters are read by the forward of {self._read_by_unread[value.path]}"
+        if self.options.exclude and self._excluded(value.frame):
+            return EXCLUDED
+        return ""
+
+    def _excluded(self, frame: Frame | None) -> bool:
+        """Whether a frame or one around it is excluded."""
+        while frame is not None:
+            if self.options.excludes(frame.path, frame.module):
+                return True
+            frame = frame.parent
+        return False
+
+    def _replaceable(self, value: Value, calls: Counter[int]) -> str:
+        if value.module is None or value.shared or value.frame.repeated or calls[id(value.module)] > 1:
+            return "the module is called in several places"
+        return self.movable(value)
+
+    def _container(self, frame: Frame, calls: Counter[int]) -> str:
+        if hooks(frame.module) or frame.repeated or calls[id(frame.module)] > 1:
+            return "the module has hooks or is called in several places"
+        if frame.trace.modes:
+            return "its forward changes the autocast or gradient mode"
+        parameters = list(inspect.signature(frame.module.forward).parameters.values())
+        if len(parameters) != 1 or parameters[0].kind is not parameters[0].POSITIONAL_OR_KEYWORD:
+            return "its forward takes more than one argument"
+        if _entangled(frame.path, self._exposed):
+            return "its parameters are read elsewhere"
+        taken = {
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "kernel_size",
+            "bias",
+            "weight",
+            "in_channels",
+            "out_channels",
+        }
+        if not isinstance(frame.module, STOCK) and taken & carried(frame.module).keys():
+            return "the module has attributes of the same names as a convolution"
+        return ""
+
+    def _passable(self, value: Value) -> str:
+        entry = self.entries.of(value.frame, value.node)
+        if entry:
+            return f"it stands in {entry}, which can be called by itself"
+        return self._why_not_editable(value.frame)
+
+    def _crossing(self, values: Iterable[Value]) -> str:
+        """An entry point of a module that some of the values are computed in, and others are not."""
+        values = list(values)
+        found: dict[Frame, str] = {}
+        steps: dict[Frame, dict[fx.Node, None]] = {}
+        for value in values:
+            around: Frame | None = value.frame
+            node: fx.Node | None = value.node
+            while around is not None and node is not None:
+                entry = self.entries.of(around, node)
+                if found.setdefault(around, entry) != entry:
+                    return f"{entry or found[around]} of {around.path or 'the model'} can be called by itself"
+                steps.setdefault(around, {})[node] = None
+                node, around = around.call, around.parent
+        for frame, nodes in steps.items():
+            if len(nodes) < 2:
+                if frame.trace.specialised and len(next(iter(nodes)).users) and frame not in _common(values):
+                    return (
+                        f"the forward of {frame.path or 'the model'} was read for the sizes of the example inputs only"
+                    )
+                continue
+            if frame.trace.specialised:
+                return f"the forward of {frame.path or 'the model'} was read for the sizes of the example inputs only"
+            entry = found[frame]
+            apart = self.entries.apart(frame, entry, list(nodes))
+            if apart:
+                return apart
+            names = {str(node.target).partition(".")[0] for node in nodes if node.op == "call_module"}
+            for method, read_names in self.entries.beside(frame).items():
+                if names & read_names and not names <= read_names:
+                    return f"the method {method} of {frame.path or 'the model'} uses some of them"
+        return ""
+
+    def _is_exposed(self, values: Iterable[Value], covered: Iterable[Value], where: Place) -> str:
+        """A forward that reads parameters of what vanishes, and that goes on doing so."""
+        values = list(values)
+        members = {*values, *covered}
+        edited = where.at.frame if where.mode is Mode.EDIT else None
+        for value in values:
+            for reader in self._exposed.get(value.path, ()) if value.module is not None else ():
+                vanishes = where.mode is not Mode.SWAP and reader is not edited
+                vanishes = vanishes and (reader is where.container or _is_below(reader, where.container or edited))
+                vanishes = vanishes and all(v in members or not v.users for v in reader.below())
+                if not vanishes and (reader is not edited or _still_reads(reader, members)):
+                    return f"the parameters of {value.path} are read by the forward of {reader.path or 'the model'}"
+        return ""
+
+    def _why_not_editable(self, frame: Frame) -> str:
+        if frame not in self._editable:
+            self._editable[frame] = self._fixed(frame)
+        return self._editable[frame]
+
+    def _fixed(self, frame: Frame) -> str:
+        if frame.repeated:
+            return "its module is called in several places"
+        if frame.trace.modes:
+            return "its forward changes the autocast or gradient mode"
+        if frame.trace.specialised:
+            return "its forward was read for the sizes of the example inputs only"
+        if frame.trace.cache:
+            return f"its forward fills {frame.trace.cache}"
+        if isinstance(frame.module, fx.GraphModule):
+            return ""
+        reason = fixed_signature(frame.module)
+        if reason:
+            return reason
+        kind = type(frame.module)
+        if ({"__reduce__", "__reduce_ex__"} & vars(kind).keys()) and not hasattr(kind, SOURCE):
+            return "its class has its own way to be pickled"
+        return self._depends_on_options(frame)
+
+    def _depends_on_options(self, frame: Frame) -> str:
+        """Whether the forward does something else for other values of its optional arguments."""
+        for name, _ in variants(frame):
+            return f"its forward depends on the optional argument {name}"
+        return ""
+
+
+def _exposed(reading: Reading) -> Mapping[str, list[Frame]]:
+    """Modules whose parameters are read by a forward that is not their own, with the readers."""
+    found: dict[str, list[Frame]] = {}
+    for net in reading.nets:
+        for frame in net.frames:
+            for name in {name.rpartition(".")[0] for name in frame.trace.read.values() if "." in name}:
+                found.setdefault(f"{frame.path}.{name}" if frame.path else name, []).append(frame)
+    return found
+
+
+def _common(values: Iterable[Value]) -> set[Frame]:
+    """Frames that all values stand in or below."""
+    common: set[Frame] | None = None
+    for value in values:
+        chain: set[Frame] = set()
+        frame: Frame | None = value.frame
+        while frame is not None:
+            chain.add(frame)
+            frame = frame.parent
+        common = chain if common is None else common & chain
+    return common or set()
+
+
+def _is_below(frame: Frame | None, other: Frame | None) -> bool:
+    """Whether ``frame`` is a call within ``other``."""
+    while frame is not None and frame is not other:
+        frame = frame.parent
+    return frame is not None
+
+
+def _still_reads(reader: Frame, members: set[Value]) -> bool:
+    """Whether operations outside of a region use parameters of children, or tensors computed from parameters."""
+    nodes = {value.node for value in members if value.frame is reader}
+    found: list[fx.Node] = []
+    for node in reader.trace.graph.nodes:
+        if node.op == "get_attr" and (str(node.target).startswith("_constant") or "." in str(node.target)):
+            found += [user for user in node.users if user not in nodes]
+    return bool(found)
+
+
+def _entangled(path: str, exposed: Mapping[str, list[Frame]]) -> bool:
+    """Whether something below ``path`` is read from outside of it."""
+    inside = path + "."
+    return any(
+        (name == path or name.startswith(inside)) and any(not (f.path + ".").startswith(inside) for f in frames)
+        for name, frames in exposed.items()
+    )

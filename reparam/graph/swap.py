@@ -1,0 +1,75 @@
+"""Replace modules where they are registered, and undo it."""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+from torch import nn
+
+
+@final
+class State:
+    """What a module consists of, to put it back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.kind = module, type(module)
+        self.attributes = dict(module.__dict__)
+        registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module._modules)
+        self.registered = [(registry, dict(registry.items())) for registry in registries]
+
+    def restore(self) -> None:
+        """Make it what it was."""
+        if type(self.module) is not self.kind:
+            object.__setattr__(self.module, "__class__", self.kind)
+        self.module.__dict__.clear()
+        self.module.__dict__.update(self.attributes)
+        for registry, entries in self.registered:
+            if list(registry.items()) != list(entries.items()):
+                registry.clear()
+                registry.update(entries)
+
+
+def homes_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Where each module is registered."""
+    homes: dict[int, list[tuple[nn.Module, str]]] = {}
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                homes.setdefault(id(child), []).append((parent, name))
+    return homes
+
+
+def replace_module(homes: Mapping[int, list[tuple[nn.Module, str]]], old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` wherever ``old`` is registered."""
+    for parent, name in homes[id(old)]:
+        parent._modules[name] = new
+
+
+def carry_attributes(old: nn.Module, new: nn.Module) -> None:
+    """Plain attributes that were set on a replaced module go along; those that a convolution has stay its own."""
+    for name, value in carried(old).items():
+        if not hasattr(new, name):
+            new.__dict__[name] = value
+
+
+def carried(module: nn.Module) -> dict[str, Any]:
+    """Plain attributes of a module: neither torch's own nor parameters, buffers and children."""
+    own = nn.Module().__dict__.keys() | {"forward"}
+    return {name: value for name, value in module.__dict__.items() if name not in own}
+
+
+def delete(module: nn.Module, target: str) -> None:
+    """Remove a child, parameter or buffer; a list keeps the positions of the others."""
+    parent_path, _, name = target.rpartition(".")
+    try:
+        parent = module.get_submodule(parent_path)
+    except AttributeError:
+        return
+    if name in parent._modules:
+        if isinstance(parent, nn.ModuleList | nn.Sequential):
+            parent._modules[name] = nn.Identity()
+        else:
+            del parent._modules[name]
+    elif name in parent._parameters:
+        parent._parameters[name] = None
+    elif name in parent._buffers:
+        parent._buffers[name] = None

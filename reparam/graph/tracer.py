@@ -1,0 +1,228 @@
+"""The recorder of one forward: every child is a leaf, and parameters stay concrete.
+
+Generated weights therefore become constants, and ``if self.alpha:`` works.
+"""
+
+import operator
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.proxy import Scope, TraceError
+
+from reparam.graph.examples import Examples
+from reparam.graph.proxy import EXAMPLE, PLAIN, Traced, has_traced, is_plain, meta
+from reparam.graph.unread import calling_line
+
+MOST_CONDITIONS: Final = 4
+
+
+class Tracer(fx.Tracer):
+    """Records one forward."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        examples: Examples | None = None,
+        answers: Sequence[bool] = (),
+        on_node: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.root = module
+        self.examples = examples
+        self.answers = list(answers)
+        self.asked: list[tuple[fx.Node, str]] = []
+        self.on_node = on_node
+        self.graph = fx.Graph(tracer_cls=Tracer)
+        self.scope = Scope("", None)
+        self.module_stack = OrderedDict()
+        self.node_name_to_scope = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.read: dict[int, str] = {}
+        self.reads: dict[str, fx.Node] = {}
+        self.kept: list[Any] = []  # keeps the ids of what was read valid
+        self.before: dict[str, tuple[Tensor, Tensor]] = {}
+        self.paths: dict[int, str] = {id(module): ""}
+        self.frontier: list[tuple[str, nn.Module]] = [("", module)]
+        self.mode = current_mode()
+        self.modes: dict[fx.Node, tuple[bool, ...]] = {}
+        self.touched: set[str] = set()
+        self.specialised = False
+
+    def path(self, module: nn.Module) -> str | None:
+        """Dotted path of a descendant, searched level by level; None for a stranger."""
+        while id(module) not in self.paths and self.frontier:
+            level, self.frontier = self.frontier, []
+            for path, parent in level:
+                for name, child in parent._modules.items():
+                    if child is not None and id(child) not in self.paths:
+                        below = f"{path}.{name}" if path else name
+                        self.paths[id(child)] = below
+                        self.frontier.append((below, child))
+        return self.paths.get(id(module))
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """The value that a forward handles in place of a tensor."""
+        return Traced(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """A new node, with what is known about its value and the modes under which it runs."""
+        node: fx.Node = super().create_node(*args, **kwargs)
+        if is_plain(node.op, node.target, node.args):
+            node.meta[PLAIN] = True
+        mode = current_mode()
+        if mode != self.mode:
+            self.modes[node] = mode
+        if self.examples is not None and node.op not in ("placeholder", "output"):
+            example = self._example(node)
+            if example is not None:
+                node.meta[EXAMPLE] = example
+        if self.on_node is not None:
+            self.on_node()
+        return node
+
+    def _example(self, node: fx.Node) -> Any:
+        """Sizes of a result, from those of the arguments."""
+        assert self.examples is not None
+        if node.op == "get_attr":
+            return meta(self.tensors[str(node.target)])
+        if node.op == "call_module":
+            return self.examples.result(str(node.target))
+        try:
+            args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta[EXAMPLE])
+            with torch.no_grad():
+                if node.op == "call_method":
+                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                function: Any = node.target
+                return function(*args, **kwargs)
+        except Exception:  # an operation without a meta kernel: its sizes stay unknown
+            return None
+
+    def create_arg(self, a: Any) -> Any:
+        """An argument of a node: nodes in the place of values and tensors."""
+        if type(a) is Traced:
+            return a.node
+        if isinstance(a, Tensor):
+            return self.tensor(a)
+        if isinstance(a, nn.Module):
+            raise TraceError(f"a module ({type(a).__name__}) is passed as an argument")
+        return super().create_arg(a)
+
+    def tensor(self, value: Tensor) -> fx.Node:
+        """A node that reads a parameter, a buffer, or a tensor computed while tracing."""
+        name = self.read.get(id(value))
+        if name is None:
+            name = f"_constant{sum(key.startswith('_constant') for key in self.tensors)}"
+            self.kept.append(value)
+            self.read[id(value)] = name
+        if name not in self.tensors:
+            self.tensors[name] = value
+        if name not in self.reads:
+            self.reads[name] = self.create_node("get_attr", name, (), {})
+        return self.reads[name]
+
+    def on_read(self, module: nn.Module, name: str, value: Any) -> None:
+        """Remember which parameters and buffers are read, and what they hold; and which grandchildren are looked at."""
+        if isinstance(value, nn.Module):
+            if module is not self.root and self.path(module):
+                self.touched.add(f"{self.path(module)}.{name}")
+            return
+        if isinstance(value, Tensor) and id(value) not in self.read:
+            path = self.path(module)
+            if path is not None:
+                qualified = f"{path}.{name}" if path else name
+                self.read[id(value)] = qualified
+                self.kept.append(value)
+                if value.device.type != "meta":
+                    self.before[qualified] = (value, value.detach().clone())
+
+    def on_call(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A child on traced values is a node; on concrete ones it just runs."""
+        if not has_traced((args, kwargs)):
+            return forward(*args, **kwargs)
+        path = self.path(module)
+        if path is None:
+            raise TraceError(f"calls {type(module).__name__}, which is not registered as one of its children")
+        if path == "":
+            raise TraceError("calls itself")
+        return self.create_proxy("call_module", path, args, kwargs)
+
+    def known_length(self, node: fx.Node) -> int | None:
+        """Number of elements of a value if the code alone, or an example, fixes it."""
+        example = node.meta.get(EXAMPLE)
+        if example is not None and (isinstance(example, list | tuple) or example.dim()):
+            self.specialised = True
+            return len(example)
+        name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+        rest = node.args[1:]
+        size = rest[0] if rest else node.kwargs.get("split_size_or_sections", node.kwargs.get("split_size"))
+        if name in ("split", "split_with_sizes") and isinstance(size, list | tuple):
+            return len(size)
+        if name == "split" and isinstance(size, int):
+            dim = rest[1] if len(rest) > 1 else node.kwargs.get("dim", 0)
+            total = self._channels(node.args[0])
+            return -(-total // size) if total and dim == 1 else None
+        chunks = rest[0] if rest else node.kwargs.get("chunks")
+        if name in ("chunk", "tensor_split") and isinstance(chunks, int):
+            return chunks
+        return None
+
+    def _channels(self, value: Any) -> int:
+        """Channels of a value that a convolution or norm gives, also through elementwise operations; 0: unknown."""
+        while isinstance(value, fx.Node):
+            if value.op == "call_module":
+                for module in reversed(list(self.root.get_submodule(str(value.target)).modules())):
+                    found = getattr(module, "out_channels", getattr(module, "num_features", None))
+                    if isinstance(found, int):
+                        return found if _keeps_channels(self.root.get_submodule(str(value.target))) else 0
+            if value.op == "call_function" and value.target is operator.getitem:
+                return _part(value)
+            value = value.args[0] if value.args and _elementwise(value) else None
+        return 0
+
+    def decide(self, node: fx.Node) -> bool:
+        """The outcome of a condition on a traced value: each is tried, and all but one must raise."""
+        if len(self.asked) >= MOST_CONDITIONS:
+            raise TraceError("its forward has too many conditions on its input")
+        self.asked.append((node, calling_line()))
+        if len(self.asked) > len(self.answers):
+            self.answers.append(True)
+        return self.answers[len(self.asked) - 1]
+
+
+def _keeps_channels(module: nn.Module) -> bool:
+    """Whether the last convolution or norm of a module fixes the channels of its result."""
+    if isinstance(module, nn.Sequential):
+        return all(_keeps_channels(child) for child in module)
+    simple = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.Identity)
+    return isinstance(module, simple) or type(module).__module__ == "torch.nn.modules.activation"
+
+
+def _part(node: fx.Node) -> int:
+    """Size of one part of a ``split`` by sizes along the channels; 0: unknown."""
+    source, index = node.args
+    if not isinstance(source, fx.Node) or not isinstance(index, int):
+        return 0
+    name = source.target if isinstance(source.target, str) else getattr(source.target, "__name__", "")
+    if name not in ("split", "split_with_sizes"):
+        return 0
+    sizes = source.args[1] if len(source.args) > 1 else ()
+    dim = source.args[2] if len(source.args) > 2 else source.kwargs.get("dim", 0)
+    return int(sizes[index]) if isinstance(sizes, list | tuple) and dim == 1 else 0
+
+
+def _elementwise(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name in ("relu", "relu_", "add", "iadd", "sub", "mul", "sigmoid", "silu", "gelu", "contiguous")
+
+
+def current_mode() -> tuple[bool, ...]:
+    """Gradient and autocast modes that are on."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+    )

@@ -1,0 +1,54 @@
+"""Why a forward could not be read, and the line of code that stopped it."""
+
+import traceback
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch.fx.proxy import TraceError
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Why a forward could not be read, the line of code that stopped it, and the tensors that it read so far."""
+
+    reason: str
+    where: str = ""
+    read: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.where})" if self.where else self.reason
+
+
+def first_line(error: Exception) -> str:
+    """Kind and first line of an error."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
+
+
+def raised_by_user(error: Exception) -> bool:
+    """Whether the forward itself raised, or asserted: not torch, and not the tracing."""
+    if isinstance(error, TraceError):
+        return False
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    inside = last.filename.startswith((torch.__path__[0], __file__.rpartition("/")[0]))
+    return not inside and (last.line or "").lstrip().startswith(("raise", "assert"))
+
+
+def calling_line() -> str:
+    """The innermost line of code outside torch and this library that is being run."""
+    return _innermost(traceback.extract_stack())
+
+
+def place_of(error: Exception) -> str:
+    """The innermost line of code outside torch and this library that led to the error."""
+    return _innermost(traceback.extract_tb(error.__traceback__))
+
+
+def _innermost(stack: traceback.StackSummary) -> str:
+    here = (torch.__path__[0], __file__.rpartition("/")[0])
+    for entry in reversed(stack):
+        if not entry.filename.startswith(here):
+            return f"{entry.filename}:{entry.lineno}: {entry.line}"
+    return ""

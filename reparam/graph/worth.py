@@ -1,0 +1,64 @@
+"""What a step of a plan gains: sizes of values, work of formulas, and the policy that compares them."""
+
+from collections.abc import Mapping
+from typing import Final, final
+
+from reparam.algebra import Affine, Refusal
+from reparam.cost import Cost, Work, affine_work, operation_work, resolution
+from reparam.graph.net import Net, Value
+from reparam.graph.operation import Operation
+
+EPSILON: Final = 1e-9
+
+
+@final
+class Worth:
+    """Work of the values of a net under one cost policy.
+
+    Args:
+        cost: the policy.
+        sizes: relative spatial elements of each value.
+        original: formulas of the operations as they stand in the net.
+    """
+
+    def __init__(self, cost: Cost, sizes: Mapping[Value, float], original: Mapping[Value, Affine]) -> None:
+        self.cost = cost
+        self.sizes = sizes
+        self.original = original
+
+    def _work(self, value: Value, formula: Affine) -> Work:
+        if formula is self.original[value]:
+            return operation_work(formula, self.sizes, self.sizes[value])
+        return affine_work(formula, self.sizes, self.sizes[value])
+
+    def _sum(self, formulas: Mapping[Value, Affine]) -> Work:
+        total = Work()
+        for value, formula in formulas.items():
+            total += self._work(value, formula)
+        return total
+
+    def total(self, formulas: Mapping[Value, Affine]) -> float:
+        """Cost of the values as their formulas say."""
+        return self.cost(self._sum(formulas))
+
+    def gain(self, before: Mapping[Value, Affine], after: Mapping[Value, Affine]) -> Refusal | None:
+        """Why a step is not worth it: it must cost less, and need no more operations."""
+        old, new = self._sum(before), self._sum(after)
+        if new.launches > old.launches:
+            return Refusal("cost", f"{new.launches} operations would replace {old.launches}")
+        if not self.cost(new) < self.cost(old) * (1 - EPSILON):
+            ratio = self.cost(new) / (self.cost(old) or 1.0)
+            return Refusal("cost", f"the merged operation costs {ratio:.2f} times as much", "pass another cost")
+        return None
+
+
+def relative_sizes(net: Net, operations: Mapping[Value, Operation]) -> dict[Value, float]:
+    """Spatial elements of every value, relative to the inputs of the net."""
+    sizes: dict[Value, float] = {}
+    for value in net.values:
+        if value in operations:
+            terms = operations[value].terms
+            sizes[value] = max((resolution(conv, sizes[root]) for root, conv in terms.items()), default=1.0)
+        else:
+            sizes[value] = max((sizes[source] for source in value.inputs), default=1.0)
+    return sizes

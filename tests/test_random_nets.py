@@ -1,0 +1,83 @@
+"""Random nested nets: equal numbers in float64 at two sizes, never a dearer net, and fusing really happens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck, given, settings
+from nets import fuse_purely, same
+from random_nets import Recipe, dearer, recipes, share_gone, source
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+
+KINDS = ("conv", "norm", "add", "calls")
+common = {
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": list(HealthCheck),
+    "print_blob": False,
+    "report_multiple_bugs": False,
+}
+
+
+def check(recipe: Recipe) -> dict[str, tuple[int, int]]:
+    """Fuse one random net and hold it to every promise; returns the counted calls before and after."""
+    model = recipe.build()
+    hypothesis.note(source(model))
+    fused = fuse_purely(model)
+    inputs = recipe.inputs()
+    for x in inputs:
+        same(model, fused, x, tolerance=1e-9, floor=0.01)
+    gone = share_gone(model, fused, inputs[0])
+    assert not dearer(gone), f"{dearer(gone)}, all: {gone}"
+    return gone
+
+
+def check_many(examples: int, derandomize: bool) -> tuple[Counter[str], Counter[str]]:
+    before: Counter[str] = Counter()
+    after: Counter[str] = Counter()
+
+    @settings(max_examples=examples, derandomize=derandomize, **common)
+    @given(recipes)
+    def run(recipe: Recipe) -> None:
+        for kind, (old, new) in check(recipe).items():
+            before[kind] += old
+            after[kind] += new
+
+    run()
+    return before, after
+
+
+def record(
+    before: Counter[str], after: Counter[str], record_property: Callable[[str, object], None]
+) -> dict[str, float]:
+    shares = {kind: 1 - after[kind] / max(before[kind], 1) for kind in KINDS}
+    for kind, share in shares.items():
+        record_property(f"share of {kind} gone", round(share, 3))
+        print(f"{kind}: {before[kind]} -> {after[kind]}, {share:.0%} gone")
+    return shares
+
+
+def test_random_nets(record_property: Callable[[str, object], None]) -> None:
+    shares = record(*check_many(250, derandomize=True), record_property)
+    assert shares["norm"] > 0.7
+    assert shares["add"] > 0.2
+    assert shares["calls"] > 0.25  # convolutions alone say little: a pool and its norm become one
+
+
+@pytest.mark.long
+def test_two_thousand_random_nets(record_property: Callable[[str, object], None]) -> None:
+    shares = record(*check_many(2000, derandomize=False), record_property)
+    assert shares["norm"] > 0.7
+    assert shares["add"] > 0.2
+    assert shares["calls"] > 0.25  # convolutions alone say little: a pool and its norm become one
+
+
+def test_a_recipe_decides_its_net() -> None:
+    recipe = Recipe(dims=2, channels=4, depth=2, statements=5, seed=7)
+    first, second = recipe.build(), recipe.build()
+    assert source(first) == source(second)
+    same(first, second, recipe.inputs()[0], tolerance=0)

@@ -1,0 +1,740 @@
+"""Regions that must be found, however PyTorch code writes them: the structure after fusing, and the numbers."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import SIZES, Beside, C, becomes, conv, conv_norm, images, is_fused, ready
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+import reparam
+
+ONE = {"conv": 1, "norm": 0, "add": 0}
+
+
+class Three(nn.Module):
+    """A 3x3, a 1x1 and an identity branch, each with a norm; subclasses say how they are summed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv_norm(3), conv_norm(1), nn.BatchNorm2d(C)
+
+
+class Listed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([conv_norm(3), conv_norm(1), nn.BatchNorm2d(C)])
+
+
+# --- ways to write a sum --------------------------------------------------------------------------
+
+
+class ListOfValues(Listed):
+    def forward(self, x: Tensor) -> Tensor:
+        values = [branch(x) for branch in self.branches]
+        y = values[0]
+        for value in values[1:]:
+            y = y + value
+        return y
+
+
+class DictOfBranches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleDict({"dense": conv_norm(3), "point": conv_norm(1), "skip": nn.BatchNorm2d(C)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = {name: branch(x) for name, branch in self.branches.items()}
+        return values["dense"] + values["point"] + values["skip"]
+
+
+class Loop(Listed):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Any = 0
+        for branch in self.branches:
+            y = y + branch(x)
+        return y
+
+
+class WhileLoop(Listed):
+    def forward(self, x: Tensor) -> Tensor:
+        y, index = self.branches[0](x), 1
+        while index < len(self.branches):
+            y, index = y + self.branches[index](x), index + 1
+        return y
+
+
+class BuiltinSum(Listed):
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(branch(x) for branch in self.branches)
+
+
+class Reduce(Listed):
+    def forward(self, x: Tensor) -> Tensor:
+        return functools.reduce(operator.add, (branch(x) for branch in self.branches))
+
+
+class ReduceWithTorchAdd(Listed):
+    def forward(self, x: Tensor) -> Tensor:
+        return functools.reduce(torch.add, [branch(x) for branch in self.branches])
+
+
+class StackSum(Listed):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([branch(x) for branch in self.branches]).sum(0)
+
+
+class StackSumKeywords(Listed):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sum(torch.stack([branch(x) for branch in self.branches], dim=1), dim=1)
+
+
+class InPlaceAdd(Three):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        y += self.b(x)
+        y += self.c(x)
+        return y
+
+
+class AddMethod(Three):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x).add(self.b(x)).add_(self.c(x))
+
+
+class LeadingZero(Listed):
+    def forward(self, x: Tensor) -> Tensor:
+        scale_branch = 0
+        identity = 0.0
+        return 0 + scale_branch + identity + self.branches[0](x) + self.branches[1](x) + self.branches[2](x)
+
+
+class AddAlpha(Three):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(self.a(x), torch.add(self.b(x), self.c(x), alpha=2), alpha=-0.5)
+
+
+class Sub(Three):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sub(self.a(x) - self.b(x), self.c(x), alpha=3)
+
+
+class SubMethods(Three):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).sub(self.b(x))
+        y -= self.c(x)
+        return y
+
+
+class ReverseSub(Three):
+    def forward(self, x: Tensor) -> Tensor:
+        return 1.5 - self.a(x) + torch.rsub(self.b(x), 2.0) - self.c(x)
+
+
+class Negative(Three):
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.a(x) + torch.neg(self.b(x)) + self.c(x).negative()
+
+
+class TimesConstant(Three):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x) * 2 + 0.5 * self.b(x) + torch.mul(self.c(x), -1.5)
+        y *= 0.25
+        return y
+
+
+class OverConstant(Three):
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.a(x) / 3 + torch.div(self.b(x), 0.5) + self.c(x)) / 2.0
+
+
+class ScalarBuffers(Three):
+    """Scales held as zero-dimensional and one-element tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(0.7))
+        self.beta: Tensor
+        self.register_buffer("beta", torch.tensor([1.3]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) * self.alpha + self.b(x) / self.beta + self.c(x)
+
+
+class SameValueTwice(Three):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return y + y + self.b(x) + self.c(x) - y
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        ListOfValues, DictOfBranches, Loop, WhileLoop, BuiltinSum, Reduce, ReduceWithTorchAdd, StackSum,
+        StackSumKeywords, InPlaceAdd, AddMethod, LeadingZero, AddAlpha, Sub, SubMethods, ReverseSub, Negative,
+        TimesConstant, OverConstant, ScalarBuffers, SameValueTwice,
+    ],
+)  # fmt: skip
+def test_every_spelling_of_a_sum_becomes_one_convolution(net: type[nn.Module]) -> None:
+    becomes(ready(net()), *map(images, SIZES), **ONE, calls=1, norms=0)
+
+
+# --- scales, norms, residuals, things in between --------------------------------------------------
+
+
+class LayerScale(nn.Module):
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class LayerScaled(nn.Module):
+    """`x + gamma · (mixer(x) - norm(x))`."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(shape))
+        self.mixer = nn.ModuleList([conv_norm(3), conv_norm(1)])
+        self.norm = nn.BatchNorm2d(C)
+        self.scale = LayerScale(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.gamma * (self.mixer[0](x) + self.mixer[1](x) - self.norm(x))
+        return self.scale(y)
+
+
+@pytest.mark.parametrize("shape", [(C, 1, 1), (1, C, 1, 1)])
+def test_layer_scales(shape: tuple[int, ...]) -> None:
+    becomes(ready(LayerScaled(shape)), *map(images, SIZES), **ONE, calls=1, norms=0)
+
+
+class ReshapedScale(Three):
+    """A scale of shape (C,) that forward brings into shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).mul(self.gamma.reshape(1, -1, 1, 1)) + self.b(x) * self.gamma[None, :, None, None]
+        return y + self.c(x) * self.gamma.view(C, 1, 1)
+
+
+class NormAfterSum(Three):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.a(x) + self.b(x) + self.c(x) + x)
+
+
+class NormAfterPartialSum(NormAfterSum):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.a(x) + self.b(x)) + self.c(x) + x
+
+
+class NormsAfterSumsTwice(NormAfterSum):
+    def __init__(self) -> None:
+        super().__init__()
+        self.outer = nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.norm(self.a(x) + x) + self.b(x)) + self.c(x)
+
+
+class InnerAndOuterResidual(nn.Module):
+    """A 3x3 with a residual inside, a 1x1 behind it, and a residual around both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.point = conv_norm(3), conv_norm(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = x + self.dense(x)
+        return x + self.point(inner)
+
+
+class DropPath(nn.Module):
+    def __init__(self, rate: float = 0.1) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * keep / (1 - self.rate)
+
+
+class RandomThingsBetween(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(
+            conv(3), nn.Dropout2d(0.2), DropPath(), nn.Identity(), nn.BatchNorm2d(C), nn.Dropout(0.1, inplace=True)
+        )
+        self.b, self.drop_path = conv_norm(1), DropPath()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.dropout(self.b(x), 0.3, self.training)
+        return x + self.drop_path(self.a(x)) + nn.functional.dropout2d(y, training=self.training)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [ReshapedScale, NormAfterSum, NormAfterPartialSum, NormsAfterSumsTwice, InnerAndOuterResidual, RandomThingsBetween],
+)
+def test_norms_residuals_and_things_in_between(net: Callable[[], nn.Module]) -> None:
+    becomes(ready(net()), *map(images, SIZES), **ONE, calls=1, norms=0)
+
+
+# --- a convolution in one module, its norm in the next --------------------------------------------
+
+
+class NormThenAct(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act = nn.BatchNorm2d(C), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(x))
+
+
+class NormAct(nn.BatchNorm2d):
+    """A norm whose forward also activates: a subclass that is more than its base."""
+
+    def __init__(self, channels: int, act: nn.Module | None = None) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True) if act is None else act
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.ndim == 4, "expected 4D input")
+        exponential_average_factor = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        bn_training = True if self.training else (self.running_mean is None) and (self.running_var is None)
+        x = F.batch_norm(
+            x,
+            self.running_mean if not self.training or self.track_running_stats else None,
+            self.running_var if not self.training or self.track_running_stats else None,
+            self.weight,
+            self.bias,
+            bn_training,
+            exponential_average_factor,
+            self.eps,
+        )
+        return self.act(self.drop(x))
+
+
+class ConvNormAct(nn.Module):
+    def __init__(self, norm: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.conv, self.bn = conv(3), norm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class SumThenNormAct(nn.Module):
+    def __init__(self, norm: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.a, self.b, self.bn = conv_norm(3), conv(1), norm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.a(x) + self.b(x) + x)
+
+
+@pytest.mark.parametrize("norm", [NormThenAct, functools.partial(NormAct, C)], ids=["module", "subclass of the norm"])
+@pytest.mark.parametrize("net", [ConvNormAct, SumThenNormAct])
+def test_norm_and_activation_in_the_next_module(net: Callable[..., nn.Module], norm: Callable[[], nn.Module]) -> None:
+    becomes(ready(net(norm)), *map(images, SIZES), **ONE, calls=2)
+
+
+# --- functional forms -----------------------------------------------------------------------------
+
+
+class Raw(nn.Module):
+    """A 3x3 and a 1x1 kernel and one norm, all held as bare parameters and buffers."""
+
+    def __init__(self, dims: int = 2) -> None:
+        super().__init__()
+        self.dims = dims
+        self.dense, self.point = (
+            nn.Parameter(torch.randn(C, C, *(3,) * dims) / 8),
+            nn.Parameter(torch.randn(C, C, *(1,) * dims) / 3),
+        )
+        self.gamma, self.bias = nn.Parameter(torch.ones(C)), nn.Parameter(torch.zeros(C))
+        self.register_buffer("running_mean", torch.zeros(C))
+        self.register_buffer("running_var", torch.ones(C))
+
+    def norm(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.gamma, self.bias, False, 0.1, 1e-3)
+
+
+class FunctionalConvs(Raw):
+    def forward(self, x: Tensor) -> Tensor:
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[self.dims - 1]
+        return self.norm(convolve(x, self.dense, padding=1)) + convolve(x, self.point, self.bias) + self.norm(x)
+
+
+class TorchConvs(Raw):
+    def forward(self, x: Tensor) -> Tensor:
+        convolve = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}[self.dims]
+        return self.norm(convolve(x, self.dense, None, 1, 1)) + convolve(x, self.point)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("net", [FunctionalConvs, TorchConvs])
+def test_functional_convolutions_and_norms(net: Callable[[int], nn.Module], dims: int) -> None:
+    becomes(ready(net(dims)), images((7, 9, 5)[:dims]), images((8, 6, 10)[:dims]), **ONE, calls=1)
+
+
+class FunctionalPad(Raw):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.dense) + F.conv2d(x, self.point)
+
+
+class AsymmetricPadAndCrop(Raw):
+    def forward(self, x: Tensor) -> Tensor:
+        shifted = F.conv2d(F.pad(x, [2, 0, 0, 2], "constant", 0.0), self.dense)
+        cropped = F.conv2d(F.pad(x, (2, 2, 2, 2)), self.dense)[:, :, 1:-1, 1:-1]
+        return shifted + cropped + F.conv2d(x, self.point)
+
+
+class FunctionalPool(Raw):
+    def forward(self, x: Tensor) -> Tensor:
+        return (
+            F.conv2d(x, self.dense, padding=1)
+            + F.avg_pool2d(x, 3, 1, 1)
+            + self.norm(F.avg_pool2d(F.conv2d(x, self.point), 3, stride=1, padding=1))
+        )
+
+
+@pytest.mark.parametrize("net", [FunctionalPad, AsymmetricPadAndCrop, FunctionalPool])
+def test_functional_pads_and_pools(net: Callable[[], nn.Module]) -> None:
+    model = ready(net())
+    becomes(model, *map(images, SIZES), conv=1, norm=0, add=0)
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_functional_pools_in_other_dimensions(dims: int) -> None:
+    class Net(Raw):
+        def forward(self, x: Tensor) -> Tensor:
+            pool, convolve = (F.avg_pool1d, F.conv1d) if self.dims == 1 else (F.avg_pool3d, F.conv3d)
+            return convolve(x, self.dense, padding=1) + pool(x, 3, 1, 1)
+
+    becomes(ready(Net(dims)), images((7, 9, 5)[:dims]), images((8, 6, 10)[:dims]), **ONE, calls=1)
+
+
+class FunctionalLinears(nn.Module):
+    """Parallel linear layers on the last axis: a low-rank branch is made by the weights alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(C, C)), nn.Parameter(torch.zeros(C))
+        self.down, self.up = nn.Parameter(torch.randn(2, C)), nn.Parameter(torch.randn(C, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias) + 0.5 * F.linear(F.linear(x, self.down), self.up)
+
+
+def test_functional_linears() -> None:
+    rows = torch.randn(5, C, dtype=torch.float64)
+    becomes(ready(FunctionalLinears()), rows, rows[:3, None], linear=1, add=0, conv=0)
+
+
+# --- norms written out, generated weights ---------------------------------------------------------
+
+
+class WrittenOutNorm(nn.Module):
+    """A frozen batch norm as detectors write it: arithmetic on buffers."""
+
+    def __init__(self, channels: int = C) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.reshape(1, -1, 1, 1), self.bias.reshape(1, -1, 1, 1)
+        variance, mean = self.running_var.reshape(1, -1, 1, 1), self.running_mean.reshape(1, -1, 1, 1)
+        scale = weight * (variance + 1e-5).rsqrt()
+        return x * scale + (bias - mean * scale)
+
+
+class WrittenOutNormByHand(WrittenOutNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (1, -1, 1, 1)
+        centred = x - self.running_mean.view(shape)
+        return centred / torch.sqrt(self.running_var.view(shape) + 1e-5) * self.weight.view(shape) + self.bias.view(
+            shape
+        )
+
+
+@pytest.mark.parametrize("norm", [WrittenOutNorm, WrittenOutNormByHand])
+def test_frozen_norm_as_arithmetic_on_buffers(norm: Callable[[], nn.Module]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.short, self.short_norm = conv(3), norm(), conv(1), norm()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)) + self.short_norm(self.short(x))
+
+    becomes(ready(Net()), *map(images, SIZES), **ONE, calls=1)
+
+
+class Einsum(nn.Module):
+    """Two kernels multiplied in forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outer, self.inner = nn.Parameter(torch.randn(C, 4) / 2), nn.Parameter(torch.randn(4, C, 3, 3) / 4)
+        self.norm = nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.einsum("om,mikl->oikl", self.outer, self.inner)
+        return self.norm(F.conv2d(x, weight, padding=1)) + x
+
+
+class Standardised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(3), nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight
+        mean, std = weight.mean(dim=(1, 2, 3), keepdim=True), weight.std(dim=(1, 2, 3), keepdim=True)
+        return (
+            self.norm(F.conv2d(x, (weight - mean) / (std + 1e-5), self.conv.bias, self.conv.stride, self.conv.padding))
+            + x
+        )
+
+
+class RefinedByAConvolution(nn.Module):
+    """A convolution module that is called on the weight of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(C, C, 3, 3) / 4)
+        self.refine = nn.Conv2d(C, C, 3, padding=1, groups=C)
+        self.norm = nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.conv2d(x, self.weight + self.refine(self.weight), padding=1)) + x
+
+
+@pytest.mark.parametrize("net", [Einsum, Standardised, RefinedByAConvolution])
+def test_weights_generated_in_forward(net: Callable[[], nn.Module]) -> None:
+    becomes(ready(net()), *map(images, SIZES), **ONE, calls=1)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * 2
+
+
+def weight_norm(module: nn.Conv2d) -> nn.Module:
+    return parametrizations.weight_norm(module)
+
+
+def old_weight_norm(module: nn.Conv2d) -> nn.Module:
+    return torch.nn.utils.weight_norm(module)
+
+
+def spectral_norm(module: nn.Conv2d) -> nn.Module:
+    return parametrizations.spectral_norm(module)
+
+
+def registered(module: nn.Conv2d) -> nn.Module:
+    parametrize.register_parametrization(module, "weight", Doubled())
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("wrap", [weight_norm, old_weight_norm, spectral_norm, registered])
+def test_parametrized_weights(wrap: Callable[[nn.Conv2d], nn.Module]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.short = wrap(conv(3)), nn.BatchNorm2d(C), wrap(conv(1, bias=True))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)) + self.short(x)
+
+    model = ready(Net())
+    with torch.no_grad():
+        model(images())  # the old weight norm leaves a weight with a gradient history before, which deepcopy refuses
+    becomes(model, *map(images, SIZES), **ONE, calls=1, norms=0)
+
+
+# --- subclasses and kinds of norm -----------------------------------------------------------------
+
+
+class StandardisedConv(nn.Conv2d):
+    """A subclass with a readable forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.batch_norm(
+            self.weight.reshape(1, self.out_channels, -1), None, None, training=True, eps=1e-6
+        ).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class PaddedInside(nn.Conv2d):
+    """A subclass that pads in forward, though its `padding` says 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias)
+
+
+class Renamed(nn.Conv2d):
+    """A subclass that changes nothing."""
+
+
+class ScaledNorm(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 0.5 + 1.0
+
+
+class ShiftedNorm(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, 1 + self.weight, self.bias, eps=self.eps)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, ScaledNorm, ShiftedNorm])
+@pytest.mark.parametrize(
+    "first",
+    [StandardisedConv(C, C, 3, padding=1), PaddedInside(C, C, 3), Renamed(C, C, 3, padding="same")],
+    ids=lambda m: type(m).__name__,
+)
+def test_subclasses_with_a_readable_forward(first: nn.Module, norm: Callable[[int], nn.Module]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.short = first, norm(C), conv_norm(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)) + self.short(x)
+
+    becomes(ready(Net()), *map(images, SIZES), **ONE, calls=1)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.SyncBatchNorm(C), nn.BatchNorm2d(C, affine=False), nn.BatchNorm2d(C, eps=0.1, momentum=None)],
+    ids=["SyncBatchNorm", "without affine", "cumulative average"],
+)
+def test_kinds_of_batch_norm(norm: nn.Module) -> None:
+    class Net(Three):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.a(x) + self.b(x)) + self.c(x)
+
+    model = Net()
+    model.last = norm
+    becomes(ready(model), *map(images, SIZES), **ONE, calls=1, norms=0)
+
+
+def test_lazy_modules_after_initialisation() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Sequential(nn.LazyConv2d(C, 3, padding=1), nn.LazyBatchNorm2d())
+            self.b = nn.Sequential(nn.LazyConv2d(C, 1), nn.LazyBatchNorm2d())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + self.b(x)
+
+    model = Net()
+    model(images().float())
+    becomes(ready(model), *map(images, SIZES), **ONE, calls=1, norms=0)
+
+
+# --- sums that stay in part -----------------------------------------------------------------------
+
+
+class OneBranchActivates(Three):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + torch.relu(self.b(x)) + self.c(x)
+
+
+class OneBranchIsGated(Three):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(1), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum([self.a(x), x * self.gate(x), self.b(x), self.c(x)])
+
+
+class TwoRoots(Three):
+    def __init__(self) -> None:
+        super().__init__()
+        self.d = conv_norm(1)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.a(x) + self.d(z) + self.b(x) + self.c(z)
+
+
+class TwoRootsInside(Three):
+    def __init__(self) -> None:
+        super().__init__()
+        self.d, self.act, self.norm = conv_norm(3), nn.ReLU(), nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.act(x)
+        return self.norm(self.a(x) + self.d(z) + self.b(x) + self.c(z))
+
+
+def test_sum_with_one_branch_that_is_not_linear() -> None:
+    becomes(ready(OneBranchActivates()), *map(images, SIZES), conv=2, norm=0, add=1, norms=0)
+    becomes(ready(OneBranchIsGated()), *map(images, SIZES), conv=2, norm=0, add=1, norms=0)
+
+
+def test_two_roots_in_one_sum() -> None:
+    pairs = [(images(size), images(size, seed=1)) for size in SIZES]
+    becomes(ready(TwoRoots()), *pairs, conv=2, norm=0, add=1, norms=0)
+    becomes(ready(TwoRootsInside()), *map(images, SIZES), conv=2, norm=0, add=1, norms=0)
+
+
+# --- the same everywhere --------------------------------------------------------------------------
+
+
+class Nested(nn.Module):
+    """A sum of sums: each branch is such a block itself."""
+
+    def __init__(self, depth: int = 2) -> None:
+        super().__init__()
+        self.left = Nested(depth - 1) if depth else conv_norm(3)
+        self.right = Nested(depth - 1) if depth else conv_norm(1)
+        self.norm = nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.left(x) + self.right(x)) + x
+
+
+def test_nested_blocks_become_one_convolution() -> None:
+    becomes(ready(Nested()), *map(images, SIZES), **ONE, calls=1, norms=0)
+
+
+def test_the_plan_lists_what_fuse_does() -> None:
+    model = ready(Beside(Loop()))
+    plan = reparam.plan(model)
+    assert {region.path for region in plan.regions} == {"block", "odd"} or len(plan.regions) == 2, str(plan)
+    fused = plan.apply()
+    assert is_fused(fused.block)
+    for region in plan.regions:
+        assert len(region.after) < len(region.before)
+        assert region.params_after <= region.params_before
+        assert region.macs_after <= region.macs_before
