@@ -305,7 +305,7 @@ def test_series() -> None:
 
 
 def test_a_pad_that_makes_a_convolution_full() -> None:
-    """The second may follow the first only once the pad belongs to it, which by itself saves nothing: right either way."""
+    """The second may follow the first only once the pad belongs to it, which by itself saves nothing."""
     first = Layer(3, 3, (2,), (2,), (1,), (0,), (1,), explicit=True)
     second = Layer(3, 3, (2,), (1,), (1,), (1,), (1,))
     assert isinstance(whole([*steps(first), *steps(second)]), Affine)
