@@ -24,7 +24,7 @@ LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 HEADING = re.compile(r"^#+ (?P<title>.+)$", re.MULTILINE)
 RULE_NAMES = re.compile(r"(?:\bRefusal\(\s*|^RULE = )\"([a-z_]+)\"", re.MULTILINE)
 LOOSE = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-GENERATED = {"blocks.md", "zoo.md"}  # by docs/make_blocks.py and benchmarks/zoo.py; the second takes long
+GENERATED = {"blocks.md", "zoo.md"}  # written by docs/make_blocks.py and benchmarks/zoo.py
 NEVER_LISTED = {"boundary"}  # inside the planner: an operation that is not linear, which needs no reason in a plan
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
