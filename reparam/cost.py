@@ -106,7 +106,8 @@ def operation_work(formula: Affine, sizes: Mapping[Any, float], size_out: float)
     convs = [(root, conv) for root, conv in formula.terms.items() if not conv.identity]
     if len(formula.terms) == 1:
         if not convs:
-            return Work(launches=0)
+            shifted = formula.biased
+            return Work(traffic=2 * (formula.channels or 1) * size_out * shifted, launches=int(shifted))
         ((root, conv),) = convs
         work = conv_work(conv, formula.biased, sizes[root], size_out)
         return Work(work.macs, work.traffic, work.parameters, 1)

@@ -37,6 +37,8 @@ def region_error(plan: NetPlan, value: Value, formula: Affine) -> float:
             shape = [2, conv.in_channels or formula.channels or 3]
             axes = conv.axes if conv.in_channels else max(c.axes for c in formula.terms.values())
             shape += [length(conv, axis, outputs, formula, trial) for axis in range(axes)]
+            if axes == 0:
+                shape[1:1] = [3] * (max(plan.known.rank(root).least, 2) - 2)
             inputs[root] = torch.randn(shape, generator=generator, dtype=torch.float64)
         with torch.no_grad():
             wanted = run(region, result, inputs, modules)

@@ -17,7 +17,14 @@ from reparam.graph.leaves import is_leaf
 from reparam.graph.net import Net, Value
 from reparam.graph.proxy import PLAIN, assign
 
-IN_PLACE: Final = {operator.iadd, operator.isub, operator.imul, operator.itruediv, assign}
+IN_PLACE: Final = {
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, assign,
+    *(
+        getattr(getattr(torch.ops.aten, f"{name}_"), kind)
+        for name in ("add", "sub", "mul", "div")
+        for kind in ("Tensor", "Scalar")
+    ),
+}  # fmt: skip
 
 # results that may share the memory of their first argument
 VIEWS: Final = frozenset((
@@ -26,7 +33,7 @@ VIEWS: Final = frozenset((
     "unbind", "squeeze", "unsqueeze", "expand", "expand_as", "narrow", "select", "diagonal", "unfold", "detach",
     "contiguous", "to", "type", "float", "double", "half", "bfloat16", "type_as", "dropout", "dropout1d",
     "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "broadcast_to", "getattr", "T", "mT",
-    "real", "imag", "as_strided", "pixel_shuffle", "pixel_unshuffle", "adaptive_avg_pool2d",
+    "slice", "alias", "real", "imag", "as_strided", "pixel_shuffle", "pixel_unshuffle", "adaptive_avg_pool2d",
 ))  # fmt: skip
 VIEW_MODULES: Final = (
     nn.Identity,
@@ -48,6 +55,8 @@ def _inplace_position(function: Any) -> int | None:
 
 def _name(value: Value) -> str:
     target = value.node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.partition("::")[2]
     return target if isinstance(target, str) else getattr(target, "__name__", "")
 
 
@@ -84,6 +93,8 @@ def written(value: Value) -> tuple[Value, ...]:
         return tuple(v for v in (value.kwargs["out"],) if isinstance(v, Value))
     if _in_place_name(name):
         return first
+    if isinstance(value.node.target, torch._ops.OpOverload) and value.node.target._schema.is_mutable:
+        return value.inputs
     if "dropout" in name and value.kwargs.get("training", value.args[2:3] == (True,)) is False:
         return ()
     inplace = value.kwargs.get("inplace", False)

@@ -43,11 +43,25 @@ class _Planner:
                     changed |= self._spread(value)
             if not changed:
                 break
+        for value, operation in self.plan.operations.items():
+            if operation.generated and value not in self.plan.inlined and value not in self.plan.places:
+                self._make(value)
         through = Through(self.draft, self.worth)
         for value in order:
             if value not in self.plan.inlined:
                 through.absorb(value)
         return self.plan
+
+    def _make(self, value: Value) -> None:
+        """Compute a weight once that the forward computes at every call."""
+        if self.draft.movable(value):
+            return
+        formula = self.plan.formulas[value]
+        where = place(value, formula, self.plan.operations, self.plan.inlined, self.draft.site, self.plan.dead)
+        if isinstance(where, Refusal):
+            self.plan.alone[value] = where.at(value.path, value.name)
+        else:
+            self.plan.places[value] = where
 
     def _is_partial_sum(self, value: Value) -> bool:
         """Whether a sum goes into one other sum as it is: the other one is looked at first."""
@@ -100,14 +114,22 @@ class _Planner:
             for root in pending:
                 if root in chosen or not self.draft.ok(root) or root not in formula.terms:
                     continue
-                trial, refusal = self.draft.step(formula, root, reader, dict(chosen))
+                with_it = dict(chosen)
+                trial, refusal = self.draft.step(formula, root, reader, with_it)
                 if refusal is not None:
                     later.append(root)
                     continue
+                trial = self._through_identities(trial, reader, with_it)
                 before = self.worth.total({root: self.plan.formulas[root], reader: formula})
                 if self.worth.total({reader: trial}) <= before * (1 + EPSILON):
-                    chosen[root] = None
-                    later += [r for r in self.plan.formulas[root].terms if isinstance(r, Value)]
+                    later += [
+                        r
+                        for v in with_it
+                        if v not in chosen
+                        for r in self.plan.formulas[v].terms
+                        if isinstance(r, Value)
+                    ]
+                    chosen = with_it
                     formula = trial
                     grown = True
                 else:
@@ -129,6 +151,22 @@ class _Planner:
             return False
         self.draft.commit(reader, formula, chosen, where)
         return True
+
+    def _through_identities(self, formula: Affine, reader: Value, chosen: dict[Value, None]) -> Affine:
+        """The formula with all roots replaced that only hand on their input."""
+        pending = list(formula.terms)
+        while pending:
+            root = pending.pop()
+            if not isinstance(root, Value) or root not in formula.terms or not self.draft.ok(root):
+                continue
+            inner = self.plan.formulas[root]
+            if len(inner.terms) != 1 or inner.biased or not next(iter(inner.terms.values())).identity:
+                continue
+            result, refusal = self.draft.step(formula, root, reader, chosen)
+            if refusal is None:
+                formula = result
+                pending += inner.terms
+        return formula
 
     def _may_pay(self, reader: Value, seed: Value) -> bool:
         """Whether merging could save anything: a summand must share an input with another one."""

@@ -40,7 +40,19 @@ PLAIN_ATTRIBUTES: Final = frozenset(
     ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad", "itemsize")
 )
 PLAIN_CALLS: Final = frozenset(
-    ("size", "dim", "numel", "nelement", "ndimension", "len", "stride", "get_device", "is_contiguous", "element_size")
+    (
+        "size",
+        "dim",
+        "numel",
+        "nelement",
+        "ndimension",
+        "len",
+        "stride",
+        "get_device",
+        "is_contiguous",
+        "sym_size.int",
+        "element_size",
+    )
 )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from reparam.algebra import Affine
 from reparam.graph.build import build
 from reparam.graph.net import Frame, Value
+from reparam.graph.sizes import is_plain
 
 
 @final
@@ -61,13 +62,18 @@ def run(
     region: Iterable[Value | Frame], value: Value, inputs: Mapping[Value, Tensor], modules: dict[int, nn.Module]
 ) -> Tensor:
     """The value that a region gives for ``inputs``."""
-    env: dict[Value, Any] = dict(inputs)
+    env: dict[Value, Any] = {
+        root: tensor.clone() for root, tensor in inputs.items()
+    }  # some operations write their input
     for member in region:
         if isinstance(member, Frame):
             assert member.parent is not None
             assert member.call is not None
             env[member.parent.env[member.call]] = _call(member, env, modules)
             continue
+        for number in member.inputs:
+            if number not in env and is_plain(number):
+                env[number] = Evaluation(env, modules).value(number)
         env[member] = _result(member, env, modules)
     result: Tensor = env[value]
     return result
@@ -135,6 +141,8 @@ def _fill(argument: Any, env: Mapping[Value, Any]) -> Any:
         return tuple(_fill(a, env) for a in argument)
     if isinstance(argument, list):
         return [_fill(a, env) for a in argument]
+    if isinstance(argument, slice):
+        return slice(_fill(argument.start, env), _fill(argument.stop, env), _fill(argument.step, env))
     if isinstance(argument, Mapping):
         return {k: _fill(v, env) for k, v in argument.items()}
     return argument

@@ -11,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 from reparam.algebra import Affine, Refusal
 from reparam.errors import ReparamError, TrainingModeError
 from reparam.graph.check import TOLERANCE, group_error, region_error
-from reparam.graph.effects import Effects
 from reparam.graph.emit import Emitter
 from reparam.graph.examples import record
 from reparam.graph.lift import Known
@@ -23,7 +22,6 @@ from reparam.graph.planner import plan_net
 from reparam.graph.reader import read
 from reparam.graph.reading import reading
 from reparam.graph.site import Limits
-from reparam.graph.spaces import infer
 from reparam.graph.summary import describe, left
 from reparam.report import Plan
 
@@ -39,10 +37,9 @@ class Session:
         with reading():
             self.reading: Reading = read(model, calls)
             limits = Limits(self.reading, options)
-            self.plans = [self._plan(net, limits) for net in self.reading.nets]
+            self.plans = [self._plan(net, Known.of(net, calls), limits) for net in self.reading.nets]
 
-    def _plan(self, net: Net, limits: Limits) -> NetPlan:
-        known = Known(infer(net), Effects(net))
+    def _plan(self, net: Net, known: Known, limits: Limits) -> NetPlan:
         return plan_net(net, known, self.options.cost, self.options.liftings, limits.movable, limits.site(net))
 
     def regions(self) -> list[tuple[NetPlan, Value]]:

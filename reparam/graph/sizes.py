@@ -36,22 +36,23 @@ def is_plain(value: Value) -> bool:
 
 def size_of(number: Any) -> Size | None:
     """The size that a number is, up to a constant."""
-    if not isinstance(number, Value) or number.module is not None:
-        return None
-    name, args = name_of(number), number.args
-    if name in SIZE_CALLS and len(args) == 2 and isinstance(args[0], Value) and isinstance(args[1], int):
-        return Size(args[0], args[1])
-    if name == "getitem" and isinstance(args[1], int):
-        return _entry(args[0], args[1])
-    if name not in ("add", "sub") or len(args) != 2:
-        return None
-    first, second = args
-    if name == "add" and isinstance(first, int):
-        first, second = second, first
-    whole = size_of(first)
-    if whole is None or not isinstance(second, int):
-        return None
-    return Size(whole.source, whole.axis, whole.more + (second if name == "add" else -second))
+    more = 0
+    while isinstance(number, Value) and number.module is None:
+        name, args = name_of(number), number.args
+        if name in SIZE_CALLS and len(args) == 2 and isinstance(args[0], Value) and isinstance(args[1], int):
+            return Size(args[0], args[1], more)
+        if name == "getitem" and isinstance(args[1], int):
+            whole = _entry(args[0], args[1])
+            return None if whole is None else Size(whole.source, whole.axis, more)
+        if name not in ("add", "sub") or len(args) != 2:
+            return None
+        first, second = args
+        if name == "add" and isinstance(first, int):
+            first, second = second, first
+        if not isinstance(second, int):
+            return None
+        number, more = first, more + (second if name == "add" else -second)
+    return None
 
 
 def _entry(shape: Any, index: int) -> Size | None:
