@@ -35,7 +35,8 @@ def known_gap(request: pytest.FixtureRequest) -> None:
     parameters = getattr(request.node, "callspec", None)
     name = parameters.params.get("name") if parameters is not None else None
     if name in OPEN.get(request.node.originalname, ()):
-        request.applymarker(pytest.mark.xfail(strict=True, reason="not done yet, see market_open.py"))
+        strict = torch.__version__ >= "2.14"  # torch 2.13 reads one block that 2.14 does not
+        request.applymarker(pytest.mark.xfail(strict=strict, reason="not done yet, see market_open.py"))
 
 
 def run(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:

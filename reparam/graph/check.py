@@ -5,7 +5,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from reparam.algebra import Affine, Conv
+from reparam.algebra import Affine, Border, Conv
 from reparam.graph.net import Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.run import Evaluation, evaluate, run, units
@@ -92,7 +92,8 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
 def length(conv: Conv, axis: int, outputs: int, formula: Affine, trial: int) -> int:
     """Input length that gives enough outputs, every remainder of the stride in turn."""
     wide = max((abs(p) for c in formula.terms.values() for p in (*c.lo, *c.hi)), default=0)
-    outputs = outputs + 3 * wide  # a reflecting border must be shorter than the input
+    bent = any(c.border is not Border.CONSTANT for c in formula.terms.values())
+    outputs = outputs + (3 if bent else 2) * wide  # a reflecting border must be shorter than the input
     if conv.transposed or conv.identity:
         return outputs
     s = conv.stride[axis]
