@@ -717,7 +717,7 @@ def test_border_rule_over_chains(record_property: Callable[[str, object], None])
         record_property(name, count)
     assert counts["accepted"] > 0.3 * times(400)
     assert counts["backwards"] > 0.15 * times(400)
-    assert counts["refused, with a formula"] > 0.1 * times(400)
+    assert counts["refused, with a formula"] > 0.05 * times(400)  # a tenth is drawn on average
     assert counts["really inexact"] > 0.85 * counts["refused, with a formula"]
 
 

@@ -2317,3 +2317,33 @@ def test_a_wide_seed_of_the_whole_file() -> None:
     broken.skip = nn.Identity()
     with pytest.raises(AssertionError):
         same(model, broken, X)
+
+
+# --- a norm on the last axis or on the second ------------------------------------------------------
+
+
+class TokenNorm(nn.Module):
+    """`BatchNorm1d` on (N, C), or, given (N, L, C) with L = C, on the tokens."""
+
+    def __init__(self, functional: bool) -> None:
+        super().__init__()
+        self.fc, self.norm, self.functional = nn.Linear(4, C), nn.BatchNorm1d(C), functional
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        if not self.functional:
+            return self.norm(y)
+        n = self.norm
+        return F.batch_norm(y, n.running_mean, n.running_var, n.weight, n.bias, False, 0.1, n.eps)
+
+
+@pytest.mark.parametrize("functional", [False, True], ids=["module", "function"])
+def test_a_norm_is_never_read_on_the_wrong_axis(functional: bool) -> None:
+    model = ready(TokenNorm(functional))
+    fused = fuse_purely(model)
+    generator = torch.Generator().manual_seed(3)
+    rows, tokens = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((5, 4), (5, C, 4)))
+    same(model, fused, rows)
+    with pytest.raises(AssertionError, match="got another: pass example_inputs of this rank"):
+        fused(tokens)
+    same(model, fuse_purely(model, example_inputs=tokens), tokens)

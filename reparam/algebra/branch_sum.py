@@ -100,7 +100,7 @@ def common_box(a: Conv, b: Conv) -> Conv | Refusal:
         return Refusal(RULE, f"output paddings differ: {a.output_padding} and {b.output_padding}")
     if a.slack != b.slack:
         why = f"output sizes differ or agree for some input sizes only (slack {a.slack} and {b.slack})"
-        return Refusal(RULE, why, "pad the branches so that their sizes agree, or give example_inputs to fix the size")
+        return Refusal(RULE, why, "pad the branches so that their sizes agree")
     border = _common_border(a, b)
     if isinstance(border, Refusal):
         return border

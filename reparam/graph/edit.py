@@ -11,6 +11,7 @@ from torch import fx, nn
 from reparam.graph.effects import pure
 from reparam.graph.entries import EntryPoints
 from reparam.graph.generated import base_class, generated_class, rebuild
+from reparam.graph.guard import require_rank
 from reparam.graph.modules import Fused
 from reparam.graph.net import Frame, Value
 from reparam.graph.net_plan import NetPlan
@@ -20,6 +21,16 @@ from reparam.graph.used import Used, join
 
 STOCK: Final = (nn.modules.batchnorm._NormBase, nn.modules.conv._ConvNd, nn.Linear)
 _NEW: Final = "_reparam_new_"
+
+
+def _rank_taken_for_granted(fused: Fused) -> int | None:
+    """The rank of the inputs of a region, if operations that vanish without a trace depend on it.
+
+    All operations without spatial axes keep the rank, so that of the norm's input is that of the region's.
+    """
+    members = (*fused.plan.absorbed(fused.value), fused.value)
+    ranks = (fused.plan.operations[v].assumed_rank for v in members if v not in fused.place.passed)
+    return next((rank for rank in ranks if rank is not None), None)
 
 
 @final
@@ -60,8 +71,14 @@ class Edit:
             else:
                 plan, value = step
                 node = value.node
+                if node in replaced:  # another region shares it
+                    continue
                 (source,) = plan.operations[value].terms
                 new = current(source)
+                rank = plan.operations[value].assumed_rank
+                if rank is not None:
+                    with graph.inserting_before(node):
+                        new = graph.call_function(require_rank, (new, rank))
             node.replace_all_uses_with(new)
             replaced[node] = new
         inside = {value.node: value for value in self.frame.values}
@@ -97,8 +114,11 @@ class Edit:
 
     def _total(self, graph: fx.Graph, fused: Fused, current: Any) -> fx.Node:
         total: fx.Node | None = None
+        rank = _rank_taken_for_granted(fused)
         for root, module in fused.modules.items():
             source = current(fused.place.stands_for[root])
+            if rank is not None:
+                source = graph.call_function(require_rank, (source, rank))
             if module is None:
                 term = source
             else:

@@ -6,6 +6,7 @@ from typing import final
 from torch import nn
 
 from reparam.graph.edit import Edit
+from reparam.graph.guard import OfRank
 from reparam.graph.modules import Fused
 from reparam.graph.net import Frame, Net
 from reparam.graph.placing import Mode
@@ -20,7 +21,6 @@ class Emitter:
     def __init__(self, model: nn.Module, nets: Iterable[Net]) -> None:
         self.model = model
         self.nets = list(nets)
-        self.swaps: list[tuple[nn.Module, nn.Module]] = []
         self.edited: dict[Frame, Edit] = {}
 
     def add(self, fused: Fused) -> None:
@@ -57,7 +57,8 @@ class Emitter:
                 if value.frame in self.edited:
                     self.edited[value.frame].passed.append((fused.plan, value))
                 else:
-                    nothing = nn.Identity().train(value.module.training)
+                    rank = fused.plan.operations[value].assumed_rank
+                    nothing = (nn.Identity() if rank is None else OfRank(rank)).train(value.module.training)
                     carry_attributes(value.module, nothing)
                     replace_module(homes, value.module, nothing)
             if where.mode is not Mode.EDIT:

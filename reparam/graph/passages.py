@@ -13,7 +13,7 @@ from torch import nn
 
 from reparam.graph.calls import argument, name_of, stock, tensor_input
 from reparam.graph.net import Value
-from reparam.graph.spaces import Space
+from reparam.graph.space import Space
 
 Spaces = Mapping[Value, Space]
 

@@ -6,7 +6,7 @@ all its inputs are known. In order of preference:
 - *swap*: the values are a chain of child modules; the convolution replaces one of them, the others become
   ``nn.Identity``, and no forward changes;
 - *container*: they are all that a module does; the convolution replaces the module;
-- *edit*: the forward of one module is generated anew.
+- *edit*: the forward of one module is generated anew, which is also the place to ask for the rank of an input.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -155,7 +155,8 @@ def _edit(
         if reason:
             return reason
     container = _covered(at, path[0], formula, operations, inlined, dead)
-    if container is not None and not site.container(container):
+    ranks = any(operations[v].assumed_rank for v in (*absorbed(operations, inlined, path[0]), path[0]))
+    if container is not None and not ranks and not site.container(container):
         return Place(at, Mode.CONTAINER, stands_for, (), container)
     reason = site.passable(at)
     if reason:

@@ -5,8 +5,6 @@ Elementwise operations pass them on. Nothing is guessed: a sum of two values may
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import final
 
 from torch import Tensor, nn
 
@@ -24,18 +22,11 @@ from reparam.graph.kinds import (
 )
 from reparam.graph.matrices import channel_axes, product, subscripts
 from reparam.graph.net import Net, Value
+from reparam.graph.passages import spread
 from reparam.graph.rank_rules import UNKNOWN, Rank
 from reparam.graph.ranks import infer_ranks
 from reparam.graph.shapes import Shape
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Space:
-    """``channels`` on the axis in front of ``axes`` spatial ones (the last axis if ``axes`` is 0)."""
-
-    channels: int
-    axes: int
+from reparam.graph.space import Space
 
 
 def infer(
@@ -48,8 +39,6 @@ def infer(
         ranks: of its values; None: they are inferred.
         shapes: of some values, in an example.
     """
-    from reparam.graph.passages import spread
-
     ranks = infer_ranks(net) if ranks is None else ranks
     spaces: dict[Value, Space] = {}
     for _ in range(3):

@@ -4,7 +4,7 @@ Back: a scale and shift behind passages goes into everything in front of them, s
 Forward: one in front of passages goes into the convolution or linear layer behind them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import final
 
@@ -40,8 +40,7 @@ class Through:
         if root in operations or norm not in spaces:
             back: list[tuple[Value, Wrap]] | Refusal = Refusal("norm", "")
         else:
-            counts = {value: self._reading(value) for value in self.plan.net.values}
-            back = producers(norm, root, spaces, operations, counts)
+            back = producers(norm, root, spaces, operations, self._reading)
         for found in (back, consumer(norm, spaces, operations)):
             if isinstance(found, Refusal):
                 if found.condition:
@@ -109,14 +108,14 @@ class Through:
 
 
 def producers(
-    norm: Value, first: Value, spaces: Spaces, operations: Mapping[Value, Operation], single: Mapping[Value, int]
+    norm: Value, first: Value, spaces: Spaces, operations: Mapping[Value, Operation], readers: Callable[[Value], int]
 ) -> list[tuple[Value, Wrap]] | Refusal:
     """The operations in front of the passages behind which ``norm`` stands, each with its share of the norm."""
     found: list[tuple[Value, Wrap]] = []
     pending: list[tuple[Value, int, tuple[Value, ...]]] = [(first, 0, ())]
     while pending:
         value, start, behind = pending.pop()
-        if single.get(value, 0) != 1:
+        if readers(value) != 1:
             return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is read more than once")
         if value in operations:
             space = spaces[value]
@@ -133,6 +132,8 @@ def consumer(norm: Value, spaces: Spaces, operations: Mapping[Value, Operation])
     """The operation behind the passages in front of which ``norm`` stands."""
     value, passages = norm, []
     while True:
+        if not value.users:
+            return Refusal("norm", "nothing linear lies in front of it, and its value is a result")
         if len(value.users) != 1 or value.returned:
             return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is read more than once")
         (user,) = value.users

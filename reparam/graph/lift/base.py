@@ -20,7 +20,8 @@ from reparam.graph.operation import Numbers, Operation
 from reparam.graph.rank_rules import UNKNOWN, Rank
 from reparam.graph.ranks import infer_ranks
 from reparam.graph.shapes import shapes_of
-from reparam.graph.spaces import Space, fits, infer
+from reparam.graph.space import Space
+from reparam.graph.spaces import fits, infer
 
 Lifted = Operation | Refusal | None
 

@@ -13,7 +13,7 @@ from reparam.graph.kinds import NORM_AXES, NORMS
 from reparam.graph.lift.base import Known, Lifted
 from reparam.graph.net import Value
 from reparam.graph.operation import Operation
-from reparam.graph.spaces import Space
+from reparam.graph.space import Space
 
 THREE_RESULTS = "_native_batch_norm_legit_no_training"
 

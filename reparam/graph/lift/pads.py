@@ -16,7 +16,7 @@ from reparam.graph.lift.base import Known, Lifted, constant_vector, full, per_ax
 from reparam.graph.net import Value
 from reparam.graph.operation import Operation
 from reparam.graph.proxy import assign
-from reparam.graph.spaces import Space
+from reparam.graph.space import Space
 
 MODES: Final = {
     "Zero": "constant", "Constant": "constant", "Reflection": "reflect", "Replication": "replicate",

@@ -12,7 +12,7 @@ from reparam.graph.lift.base import Known, Lifted, full, passed
 from reparam.graph.net import Value
 from reparam.graph.operation import Operation
 from reparam.graph.sizes import Size, readings, size_of
-from reparam.graph.spaces import Space
+from reparam.graph.space import Space
 
 WHOLE: Final = slice(None)
 ENDLESS: Final = 2**62  # ``aten.slice`` has a large end where the code has none
