@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -2219,6 +2220,37 @@ class InputDtype(Two):
 
 def test_conditions_on_the_dtype_of_the_input() -> None:
     stays_right(InputDtype())
+
+
+class RanksAndSizesInConditions(Two):
+    """Assertions on one line, lengths of shapes, more of them than outcomes could be tried, rounded sizes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x.shape) != 4: raise ValueError  # noqa: E701
+        for size in x.shape[-2:]:
+            assert size > 0
+            assert size < 10**6
+        if len(x.size()) == 3:
+            raise ValueError("expected a batch")
+        y = self.a(x) + self.b(x)
+        rows = math.ceil(y.shape[2] / 2) * 2
+        return F.interpolate(y, size=(rows, math.floor(y.shape[3] / 2) + 1))
+
+
+class SameOnEitherSide(Two):
+    """Conditions that change nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x) + self.b(x)
+        if y.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise TypeError(y.dtype)
+        factor = 2 if y.dtype in (torch.float16, torch.bfloat16) or y.shape[0] > 1 else 4 // 2
+        return y * factor
+
+
+@pytest.mark.parametrize("net", [RanksAndSizesInConditions, SameOnEitherSide])
+def test_conditions_that_are_assertions_or_change_nothing(net: type[nn.Module]) -> None:
+    is_read(net(), convs=1)
 
 
 def test_einops_is_readable() -> None:

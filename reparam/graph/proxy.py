@@ -6,6 +6,7 @@ target goes on holding the result, as it does in eager mode. With an example, si
 
 import dis
 import inspect
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, MappingProxyType
@@ -90,6 +91,8 @@ class Traced(fx.Proxy):
             concrete = _concrete(self, example, name)
             if concrete is not None:
                 return concrete
+        if name in PLAIN_ATTRIBUTES:
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         attribute = super().__getattr__(name)
         if name.endswith("_") and not name.endswith("__"):
             return lambda *args, **kwargs: self._write(attribute(*args, **kwargs))
@@ -110,6 +113,8 @@ class Traced(fx.Proxy):
 
 for _name, _function in INPLACE.items():
     setattr(Traced, _name, lambda self, other, _f=_function: self._in_place(_f, other))
+for _name, _rounding in {"__ceil__": math.ceil, "__floor__": math.floor, "__trunc__": math.trunc}.items():
+    setattr(Traced, _name, lambda self, _f=_rounding: self.tracer.create_proxy("call_function", _f, (self,), {}))
 
 
 def _concrete(value: Traced, example: Tensor, name: str) -> Any:

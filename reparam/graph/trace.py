@@ -6,7 +6,7 @@ Parameters stay concrete while tracing, so that generated weights become constan
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,11 +14,13 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from reparam.graph.arguments import ArgumentSpec, filled, has_hole
 from reparam.graph.examples import Examples
-from reparam.graph.proxy import EXAMPLE
+from reparam.graph.proxy import EXAMPLE, PLAIN
 from reparam.graph.reading import ACTIVE, traced_builtins
 from reparam.graph.snapshot import Snapshot
-from reparam.graph.tracer import MOST_CONDITIONS, Tracer, current_mode
+from reparam.graph.tracer import Tracer, current_mode
 from reparam.graph.unread import Unread, first_line, place_of, raised_by_user
+
+MOST_ATTEMPTS: Final = 64  # each condition that is an assertion costs one
 
 
 @final
@@ -61,8 +63,8 @@ def trace(
 ) -> Trace | Unread:
     """Read ``module.forward``; must run inside ``reading()``.
 
-    A condition on the input is followed if every other outcome raises an error. The module is left as it was, also if
-    its forward writes to itself (which is then a reason not to trust the reading).
+    A condition on the input is followed if every other outcome raises an error or does the same. The module is left as
+    it was, also if its forward writes to itself (which is then a reason not to trust the reading).
 
     Args:
         module: the module.
@@ -74,29 +76,32 @@ def trace(
     refused = _not_python(module)
     if refused is not None:
         return refused
+    found: tuple[Trace, list[bool]] | None = None
     answers: list[bool] = []
-    for _ in range(2 ** (MOST_CONDITIONS + 1)):
+    for _ in range(MOST_ATTEMPTS):
         tracer = Tracer(module, examples, answers, on_node)
         result = _attempt(tracer, arguments, method)
         answers = tracer.answers[: len(tracer.asked)]
         if not isinstance(result, _Raised):
-            break
+            if found is not None and not (isinstance(result, Trace) and _same(found[0], result)):
+                at = next(i for i, (a, b) in enumerate(zip(answers, found[1], strict=False)) if a != b)
+                read = frozenset(tracer.read.values())
+                return Unread("TraceError: the forward branches on its input", tracer.asked[at][1], read)
+            if isinstance(result, Unread):
+                return result
+            found = found or (result, list(answers))
         while answers and not answers[-1]:
             answers.pop()
         if not answers:
-            return result.unread
+            break
         answers[-1] = False
-    if isinstance(result, _Raised):
-        return result.unread
-    if isinstance(result, Unread) or not tracer.asked:
-        return result
-    for at, answer in enumerate(answers):
-        other = _attempt(Tracer(module, examples, [*answers[:at], not answer]), arguments, method)
-        if not isinstance(other, _Raised):
-            return Unread(
-                "TraceError: the forward branches on its input", tracer.asked[at][1], frozenset(tracer.read.values())
-            )
-    return result
+    else:
+        read = frozenset(tracer.read.values())
+        return Unread("TraceError: its forward has too many conditions on its input", tracer.asked[-1][1], read)
+    if found is not None:
+        return found[0]
+    assert isinstance(result, _Raised)
+    return result.unread
 
 
 @final
@@ -150,6 +155,28 @@ def _attempt(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | U
         specialised=tracer.specialised,
         cache=snapshot.cached,
     )
+
+
+def _same(a: Trace, b: Trace) -> bool:
+    """Whether two readings of one forward are the same operations, apart from the conditions themselves."""
+    return _operations(a) == _operations(b)
+
+
+def _operations(traced: Trace) -> list[Any]:
+    found: list[Any] = []
+    index: dict[fx.Node, int] = {}
+    live = {node for node in traced.graph.nodes if node.op == "output"}
+    for node in reversed(traced.graph.nodes):
+        if node in live or not node.meta.get(PLAIN):
+            live |= {node, *node.all_input_nodes}
+    for node in traced.graph.nodes:
+        if node not in live:
+            continue
+        index[node] = len(found)
+        target = id(traced.tensors[node.target]) if node.op == "get_attr" else node.target
+        arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: ("node", index[n]))
+        found.append((node.op, target, repr(arguments), traced.modes.get(node)))
+    return found
 
 
 def _call(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:

@@ -16,8 +16,7 @@ from reparam.graph.examples import Examples
 from reparam.graph.proxy import EXAMPLE, PLAIN, Traced, has_traced, is_plain, meta
 from reparam.graph.unread import calling_line
 
-MOST_CONDITIONS: Final = 4
-
+MOST_CONDITIONS: Final = 32
 
 class Tracer(fx.Tracer):
     """Records one forward."""
@@ -157,6 +156,8 @@ class Tracer(fx.Tracer):
             return len(example)
         name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
         rest = node.args[1:]
+        if name == "getitem" and node.meta.get(PLAIN) and isinstance(rest[0], slice):
+            return _slice_length(rest[0])
         size = rest[0] if rest else node.kwargs.get("split_size_or_sections", node.kwargs.get("split_size"))
         if name in ("split", "split_with_sizes") and isinstance(size, list | tuple):
             return len(size)
@@ -190,6 +191,15 @@ class Tracer(fx.Tracer):
         if len(self.asked) > len(self.answers):
             self.answers.append(True)
         return self.answers[len(self.asked) - 1]
+
+
+def _slice_length(part: slice) -> int | None:
+    """Length of ``shape[-2:]`` or ``shape[:2]``, whatever the rank (a shorter shape is an error later)."""
+    if part.step is not None:
+        return None
+    if isinstance(part.start, int) and part.start < 0 and part.stop is None:
+        return -part.start
+    return part.stop if part.start is None and isinstance(part.stop, int) and part.stop > 0 else None
 
 
 def _keeps_channels(module: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Why a forward could not be read, and the line of code that stopped it."""
 
+import dis
 import traceback
 from dataclasses import dataclass
 from typing import final
@@ -31,9 +32,13 @@ def raised_by_user(error: Exception) -> bool:
     """Whether the forward itself raised, or asserted: not torch, and not the tracing."""
     if isinstance(error, TraceError):
         return False
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    inside = last.filename.startswith((torch.__path__[0], __file__.rpartition("/")[0]))
-    return not inside and (last.line or "").lstrip().startswith(("raise", "assert"))
+    last = error.__traceback__
+    assert last is not None
+    while last.tb_next is not None:
+        last = last.tb_next
+    code = last.tb_frame.f_code
+    inside = code.co_filename.startswith((torch.__path__[0], __file__.rpartition("/")[0]))
+    return not inside and dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
 
 
 def calling_line() -> str:
