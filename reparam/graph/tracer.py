@@ -18,6 +18,7 @@ from reparam.graph.unread import calling_line
 
 MOST_CONDITIONS: Final = 32
 
+
 class Tracer(fx.Tracer):
     """Records one forward."""
 
