@@ -26,6 +26,7 @@ class Operation:
         norm: whether it is a batch norm.
         generated: whether its weight is computed anew at every call.
         assumed_rank: rank of the input that the formula takes for granted; None: it holds for every rank.
+        looked_at: whether its shape is read, so that a value of the same shape, or batch, must take its place.
     """
 
     label: str
@@ -36,6 +37,7 @@ class Operation:
     norm: bool = False
     generated: bool = False
     assumed_rank: int | None = None
+    looked_at: bool = False
 
     @property
     def structure(self) -> Affine:

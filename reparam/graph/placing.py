@@ -90,6 +90,9 @@ def place(
         if source not in inlined:
             break
         path.append(source)
+    looked_at = next((value for value in members if operations[value].looked_at and value not in path), None)
+    if looked_at is not None:
+        return Refusal("used_elsewhere", f"the shape of {looked_at.name} at {looked_at.path or 'the root'} is read")
     chain = len(operations[path[-1]].terms) == 1
     if chain:
         swap = _swap(path, operations, site)
@@ -121,7 +124,9 @@ def _swap(path: list[Value], operations: Mapping[Value, Operation], site: Site) 
     convs = [
         value
         for value in path
-        if value.module is not None and not next(iter(operations[value].terms.values())).diagonal
+        if value.module is not None
+        and not next(iter(operations[value].terms.values())).diagonal
+        and not (operations[value].looked_at and value is not path[0])
     ]
     if not convs:
         return None
@@ -150,6 +155,9 @@ def _edit(
             return f"{root.name} at {root.path or 'the root'} is not known where the sum is formed"
         stands_for[root], steps = found
         passed.extend(steps)
+    for value in path[1:]:
+        if operations[value].looked_at and value not in passed:
+            return f"the shape of {value.name} at {value.path or 'the root'} is read"
     for value in passed:
         reason = site.passable(value) if value.module is None or site.replaceable(value) else ""
         if reason:
