@@ -16,12 +16,9 @@ OPEN: Final[dict[str, frozenset[str]]] = {
             "RMNet",
             "RepAdapter",
             "RepAdapter, patched in",
-            "RepNeXt copies",
             "SLAB attention",
             "SLAB token norm",
             "ShiftwiseConv",
-            "UniRepLKNet block",
-            "VanillaNet head",
             "YOLOv7 implicit head",
         }
     ),
@@ -34,13 +31,10 @@ OPEN: Final[dict[str, frozenset[str]]] = {
             "RMNet",
             "RepAdapter",
             "RepAdapter, patched in",
-            "RepNeXt copies",
             "SLAB attention",
             "SLAB token norm",
             "ShiftwiseConv",
             "TinyViT attention",
-            "UniRepLKNet block",
-            "VanillaNet head",
         }
     ),
     "test_plan_says_why": frozenset(

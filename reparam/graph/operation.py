@@ -44,6 +44,11 @@ class Operation:
         """The formula without numbers."""
         return Affine(dict(self.terms), self.bias is not None)
 
+    @property
+    def hands_on(self) -> bool:
+        """Whether it returns its one input as it is."""
+        return self.bias is None and len(self.terms) == 1 and all(conv.identity for conv in self.terms.values())
+
     def numbers(self) -> Affine:
         """The formula with numbers."""
         terms = {
