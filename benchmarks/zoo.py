@@ -38,7 +38,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import timm  # noqa: E402
 import torch  # noqa: E402
 import torchvision  # noqa: E402
-from nets import counted, difference, owned  # noqa: E402
+from nets import counted, difference  # noqa: E402
 from timm.models import list_models, list_modules  # noqa: E402
 from timm.utils.model import reparameterize_model  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
@@ -301,12 +301,12 @@ def theirs(model: nn.Module, x: Any, expected: Any) -> dict[str, Any]:
     """What timm's own converter leaves, and its relative error."""
     try:
         converted = reparameterize_model(model)
-        output, _ = counted(converted, copy.deepcopy(x))
+        output, counts = counted(converted, copy.deepcopy(x))
         try:
             error: float | str = difference(expected, output)
         except AssertionError as problem:
             error = str(problem).splitlines()[0][:120]
-        return {**owned(converted), "error": error}
+        return {**counts, "error": error}
     except Exception as problem:
         return {"crash": f"{type(problem).__name__}: {problem}"[:200]}
 

@@ -62,11 +62,10 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
         with torch.no_grad():
             if before:
                 (member,) = members
-                source = next(iter(plan.operations[norm].terms))
+                source = next(iter(plan.formulas[norm].terms))
                 space = plan.known.spaces[norm]
-                shape = [2, 3, space.channels]
-                if space.axes:
-                    shape[1:] = [space.channels, *(outputs + 2 + axis % 2 for axis in range(space.axes))]
+                places = [outputs + 2 + axis % 2 for axis in range(space.axes)]
+                shape = [2, space.channels, *places] if space.axes else _tokens(plan, norm, space.channels)
                 start = {source: torch.randn(shape, generator=generator, dtype=torch.float64)}
                 wanted = Evaluation(start, modules).value(member)
                 skipped = Evaluation({**start, norm: start[source]}, modules)
@@ -77,19 +76,24 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
                 for formula in formulas.values():
                     for root, conv in formula.terms.items():
                         assert isinstance(root, Value)
-                        shape = [2, 3, conv.in_channels] if conv.axes == 0 else [2, conv.in_channels]
+                        shape = [2, conv.in_channels] if conv.axes else _tokens(plan, root, conv.in_channels)
                         shape += [length(conv, axis, outputs, formula, trial) for axis in range(conv.axes)]
                         inputs.setdefault(root, torch.randn(shape, generator=generator, dtype=torch.float64))
                 wanted = Evaluation(inputs, modules).value(norm)
                 new: dict[Value, Tensor] = {}
                 for member, formula in formulas.items():
                     new[member], _ = evaluate(formula, {r: inputs[r] for r in formula.terms if isinstance(r, Value)})
-                (last,) = plan.operations[norm].terms
+                (last,) = plan.formulas[norm].terms
                 found = Evaluation({**inputs, **new}, modules).value(last)
         if wanted.shape != found.shape:
             return float("inf")
         worst = max(worst, float((wanted - found).abs().max() / (wanted.abs().max() + 1e-300)))
     return worst
+
+
+def _tokens(plan: NetPlan, value: Value, channels: int) -> list[int]:
+    """A shape with the channels last, of a rank that the value can have."""
+    return [2, *[3] * (max(plan.known.rank(value).least, 3) - 2), channels]
 
 
 def length(conv: Conv, axis: int, outputs: int, formula: Affine, trial: int) -> int:

@@ -1,9 +1,11 @@
 """A plan in the making: which values may disappear, and the formulas of those that read them afterwards."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import final
 
 from reparam.algebra import Affine, Refusal, substitute
+from reparam.graph.calls import name_of
 from reparam.graph.effects import unused
 from reparam.graph.leaves import EXCLUDED
 from reparam.graph.lift import Known, Lifting, lift
@@ -11,6 +13,7 @@ from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan, numbers
 from reparam.graph.operation import Operation
 from reparam.graph.placing import Place, Site
+from reparam.graph.sizes import SIZE_CALLS, batch_only, whole_shape
 from reparam.graph.worth import relative_sizes
 
 
@@ -53,11 +56,26 @@ class Draft:
                     self.readers.setdefault(source, {})[value] = None
             terms = operations[value].terms if value in operations else {}
             for source in value.inputs:
-                if source not in terms and source not in covered:
+                if source not in terms and source not in covered and not self._looks(value, source):
                     self.held.setdefault(source, value)
         for value in net.values:
             if value.returned:
                 self.held.setdefault(value, None)
+
+    def _looks(self, reader: Value, value: Value) -> bool:
+        """Whether ``reader`` reads of a value only sizes that what takes its place has, too; noted if so."""
+        operation = self.plan.operations.get(value)
+        if operation is None or len(operation.terms) != 1 or not (whole_shape(reader) or name_of(reader) in SIZE_CALLS):
+            return False
+        (conv,) = operation.terms.values()
+        if not (conv.in_channels and conv.pointwise and conv.in_channels == conv.out_channels):
+            rank = self.plan.known.rank(value)
+            if not batch_only(reader) or not conv.axes or rank.most < conv.axes + 2:
+                return False
+            if rank.least < conv.axes + 2:
+                operation = replace(operation, assumed_rank=conv.axes + 2)
+        self.plan.operations[value] = replace(operation, looked_at=True)
+        return True
 
     def ok(self, value: Value) -> bool:
         """Whether a value is affine and still there."""

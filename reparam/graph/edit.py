@@ -16,8 +16,8 @@ from reparam.graph.modules import Fused
 from reparam.graph.net import Frame, Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.source import forward_source
-from reparam.graph.swap import delete, replace_module
-from reparam.graph.used import Used, join
+from reparam.graph.swap import delete, holds_tensors, replace_module
+from reparam.graph.used import Used, join, makers
 
 STOCK: Final = (nn.modules.batchnorm._NormBase, nn.modules.conv._ConvNd, nn.Linear)
 _NEW: Final = "_reparam_new_"
@@ -136,7 +136,7 @@ class Edit:
         best, size = "", (-1, -1)
         for value in (*plan.absorbed(fused.value), fused.value):
             operation = plan.operations[value]
-            if all(conv.diagonal for conv in operation.terms.values()) and best:
+            if operation.label == "identity" or (best and all(conv.diagonal for conv in operation.terms.values())):
                 continue
             target = self._child(value)
             conv = max(operation.terms.values(), key=lambda c: c.taps)
@@ -179,6 +179,7 @@ class Edit:
         for name in sorted(set(trace.read.values()) - self.new_targets):
             if "." not in name and not name.startswith("_constant") and not used.below(join(self.frame.path, name)):
                 delete(module, name)
+        self._drop_makers(used)
         self._shorten_lists(used)
         if isinstance(module, fx.GraphModule):
             module.graph = trace.graph
@@ -189,6 +190,23 @@ class Edit:
         else:
             base = base_class(module)
             module.__class__ = generated_class(base, source)  # type: ignore[arg-type]  # a class is hashable
+
+    def _drop_makers(self, used: Used) -> None:
+        """Drop the children whose parameters only made weights that are constants now, and what is empty then."""
+        module = self.frame.module
+        beside = {name for names in EntryPoints().beside(self.frame).values() for name in names}
+        for maker in sorted(makers([self.frame]), key=len, reverse=True):
+            name = maker[len(self.frame.path) + 1 :] if self.frame.path else maker
+            while name and name.partition(".")[0] not in beside:
+                kept = used.below(join(self.frame.path, name)) or any(
+                    target == name or target.startswith(name + ".") for target in self.new_targets
+                )
+                if kept:
+                    break
+                delete(module, name)
+                name = name.rpartition(".")[0]
+                if holds_tensors(module, name):
+                    break
 
     def _shorten_lists(self, used: Used) -> None:
         """Drop the placeholders at the end of lists that were emptied."""

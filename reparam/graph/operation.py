@@ -26,6 +26,8 @@ class Operation:
         norm: whether it is a batch norm.
         generated: whether its weight is computed anew at every call.
         assumed_rank: rank of the input that the formula takes for granted; None: it holds for every rank.
+        looked_at: whether its shape is read, so that a value of the same shape, or batch, must take its place.
+        arithmetic: whether it is a sum or product written out, which by itself is no reason for a convolution.
     """
 
     label: str
@@ -36,11 +38,18 @@ class Operation:
     norm: bool = False
     generated: bool = False
     assumed_rank: int | None = None
+    looked_at: bool = False
+    arithmetic: bool = False
 
     @property
     def structure(self) -> Affine:
         """The formula without numbers."""
         return Affine(dict(self.terms), self.bias is not None)
+
+    @property
+    def hands_on(self) -> bool:
+        """Whether it returns its one input as it is."""
+        return self.bias is None and len(self.terms) == 1 and all(conv.identity for conv in self.terms.values())
 
     def numbers(self) -> Affine:
         """The formula with numbers."""

@@ -90,6 +90,9 @@ def place(
         if source not in inlined:
             break
         path.append(source)
+    looked_at = next((value for value in members if operations[value].looked_at and value not in path), None)
+    if looked_at is not None:
+        return Refusal("used_elsewhere", f"the shape of {looked_at.name} at {looked_at.path or 'the root'} is read")
     chain = len(operations[path[-1]].terms) == 1
     if chain:
         swap = _swap(path, operations, site)
@@ -121,7 +124,9 @@ def _swap(path: list[Value], operations: Mapping[Value, Operation], site: Site) 
     convs = [
         value
         for value in path
-        if value.module is not None and not next(iter(operations[value].terms.values())).diagonal
+        if value.module is not None
+        and not next(iter(operations[value].terms.values())).diagonal
+        and not (operations[value].looked_at and value is not path[0])
     ]
     if not convs:
         return None
@@ -150,14 +155,17 @@ def _edit(
             return f"{root.name} at {root.path or 'the root'} is not known where the sum is formed"
         stands_for[root], steps = found
         passed.extend(steps)
+    for value in path[1:]:
+        if operations[value].looked_at and value not in passed:
+            return f"the shape of {value.name} at {value.path or 'the root'} is read"
     for value in passed:
         reason = site.passable(value) if value.module is None or site.replaceable(value) else ""
         if reason:
             return reason
-    container = _covered(at, path[0], formula, operations, inlined, dead)
+    container, behind = _covered(at, path, formula, operations, inlined, dead)
     ranks = any(operations[v].assumed_rank for v in (*absorbed(operations, inlined, path[0]), path[0]))
     if container is not None and not ranks and not site.container(container):
-        return Place(at, Mode.CONTAINER, stands_for, (), container)
+        return Place(at, Mode.CONTAINER, stands_for, tuple(behind), container)
     reason = site.passable(at)
     if reason:
         return reason
@@ -182,22 +190,25 @@ def _carrier(
 
 def _covered(
     at: Value,
-    reader: Value,
+    path: list[Value],
     formula: Affine,
     operations: Mapping[Value, Operation],
     inlined: Mapping[Value, None],
     dead: Set[Value],
-) -> Frame | None:
-    """The frame whose whole work is this formula, if there is one."""
+) -> tuple[Frame | None, list[Value]]:
+    """The frame whose whole work is this formula, and the values behind it that hand on its result then."""
     frame = at.frame
     roots = list(formula.terms)
     inputs = [frame.env[node] for node in frame.trace.inputs.values()]
     if frame.parent is None or frame.call is None or len(roots) != 1 or inputs != roots:
-        return None
+        return None, []
     if len(frame.call.args) + len(frame.call.kwargs) != 1:
-        return None
-    if frame.parent.env.get(frame.call) is not reader:
-        return None
-    covered = {c for value in (*absorbed(operations, inlined, reader), reader) for c in operations[value].covers}
-    known = inlined.keys() | covered | {reader}
-    return frame if all(value in known or value in dead for value in frame.below()) else None
+        return None, []
+    result = frame.parent.env.get(frame.call)
+    if result not in path[: path.index(at) + 1]:
+        return None, []
+    behind = path[: path.index(result)]
+    members = [v for v in (*absorbed(operations, inlined, path[0]), path[0]) if v not in behind]
+    known = {*members, *(c for value in members for c in operations[value].covers)}
+    whole = all(value in known or value in dead for value in frame.below())
+    return (frame, behind) if whole else (None, [])

@@ -5,7 +5,7 @@ its readers. A step is kept if it is exact and the total cost falls; steps that 
 and what did not contribute is taken back. Only integers are needed here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, final
 
 from reparam.algebra import Affine, Refusal
@@ -136,7 +136,7 @@ class _Planner:
                     later.append(root)
             pending = later if grown else []
         chosen, formula = self._prune(reader, chosen, formula)
-        if not chosen:
+        if not chosen or self._only_arithmetic((*chosen, reader)):
             return False
         refusal = self.worth.gain({v: self.plan.formulas[v] for v in (*chosen, reader)}, {reader: formula})
         if refusal is not None:
@@ -151,6 +151,11 @@ class _Planner:
             return False
         self.draft.commit(reader, formula, chosen, where)
         return True
+
+    def _only_arithmetic(self, members: Iterable[Value]) -> bool:
+        """Whether a convolution would replace nothing but sums and products: another member may still come."""
+        operations = [self.plan.operations[m] for v in members for m in (v, *self.plan.absorbed(v))]
+        return all(operation.arithmetic or operation.hands_on for operation in operations)
 
     def _through_identities(self, formula: Affine, reader: Value, chosen: dict[Value, None]) -> Affine:
         """The formula with all roots replaced that only hand on their input."""

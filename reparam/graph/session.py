@@ -18,11 +18,13 @@ from reparam.graph.modules import Fused, mixed, modules_of
 from reparam.graph.net import Net, Reading, Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.options import Options
+from reparam.graph.placing import Mode
 from reparam.graph.planner import plan_net
 from reparam.graph.reader import read
 from reparam.graph.reading import reading
 from reparam.graph.site import Limits
 from reparam.graph.summary import describe, left
+from reparam.graph.used import makers_only
 from reparam.report import Plan
 
 
@@ -37,7 +39,7 @@ class Session:
         with reading():
             self.reading: Reading = read(model, calls)
             limits = Limits(self.reading, options)
-            self.plans = [self._plan(net, Known.of(net, calls), limits) for net in self.reading.nets]
+            self.plans = _with_use([self._plan(net, Known.of(net, calls), limits) for net in self.reading.nets])
 
     def _plan(self, net: Net, known: Known, limits: Limits) -> NetPlan:
         return plan_net(net, known, self.options.cost, self.options.liftings, limits.movable, limits.site(net))
@@ -112,6 +114,14 @@ class Session:
         summary = self.summary(errors, failed)
         Emitter(self.model, self.reading.nets).apply(_without_entangled(ready))
         return summary
+
+
+def _with_use(plans: list[NetPlan]) -> list[NetPlan]:
+    """Without the nets that only made weights which become constants: they go with their modules."""
+    places = [place for plan in plans for place in plan.places.values()]
+    edited = {place.container or place.at.frame for place in places if place.mode is not Mode.SWAP}
+    idle = makers_only([plan.net for plan in plans], edited)
+    return [plan for plan in plans if plan.net.root.path not in idle]
 
 
 def _without_entangled(ready: list[Fused]) -> list[Fused]:

@@ -34,6 +34,19 @@ def is_plain(value: Value) -> bool:
     return bool(value.node.meta.get(PLAIN)) or name_of(value) in SIZE_CALLS
 
 
+def whole_shape(value: Value) -> bool:
+    """Whether an operation reads all sizes of its input: ``x.shape``, ``x.size()``."""
+    name = name_of(value)
+    return (name == "size" and len(value.args) == 1) or (name == "getattr" and value.args[1] == "shape")
+
+
+def batch_only(value: Value) -> bool:
+    """Whether an operation reads nothing but the first size of its input."""
+    if whole_shape(value):
+        return all(name_of(user) == "getitem" and user.args[1] == 0 for user in value.users)
+    return name_of(value) in SIZE_CALLS and len(value.args) == 2 and value.args[1] == 0
+
+
 def size_of(number: Any) -> Size | None:
     """The size that a number is, up to a constant."""
     more = 0
@@ -65,8 +78,8 @@ def _entry(shape: Any, index: int) -> Size | None:
         if part.stop is not None or part.step not in (None, 1) or not isinstance(start, int):
             return None
         return _entry(shape.args[0], index if index < 0 else index + start)
-    name, args = name_of(shape), shape.args
-    if (name == "size" and len(args) == 1) or (name == "getattr" and args[1] == "shape"):
+    args = shape.args
+    if whole_shape(shape):
         return Size(args[0], index) if isinstance(args[0], Value) else None
     return None
 

@@ -41,16 +41,40 @@ def infer(
     """
     ranks = infer_ranks(net) if ranks is None else ranks
     spaces: dict[Value, Space] = {}
+    _settle(net, spaces, ranks, shapes or {})
+    certain = len(spaces)
+    for value in net.values:
+        if value not in spaces:
+            _from_constant(value, spaces)
+    if len(spaces) > certain:
+        _settle(net, spaces, ranks, shapes or {})
+    return spaces
+
+
+def _settle(net: Net, spaces: dict[Value, Space], ranks: Mapping[Value, Rank], shapes: Mapping[Value, Shape]) -> None:
+    """Pass spaces on, forward and back, until nothing is new."""
     for _ in range(3):
         before = len(spaces)
         for value in net.values:
             _forward(value, spaces, ranks)
         for value in reversed(net.values):
-            _backward(value, spaces, shapes or {})
+            _backward(value, spaces, shapes)
         spread(net.values, spaces)
         if len(spaces) == before:
             break
-    return spaces
+
+
+def _from_constant(value: Value, spaces: dict[Value, Space]) -> None:
+    """A constant of many numbers on one axis fixes that axis of a product or sum, whatever the other operand is.
+
+    It is asked last: the constant may lie on another axis than the channels, and then a reader says where these are.
+    """
+    if name_of(value) not in SUMS and name_of(value) not in PRODUCTS:
+        return
+    for constant in value.args[:2]:
+        if isinstance(constant, Tensor) and constant.numel() > 1 and max(constant.shape) == constant.numel():
+            place = list(constant.shape).index(constant.numel())
+            spaces[value] = Space(constant.numel(), constant.dim() - 1 - place)
 
 
 def _fixed(

@@ -70,19 +70,17 @@ def left(reading: Reading, plans: Iterable[NetPlan]) -> list[Refusal]:
             if refusal.rule not in ("scale", "layout", "constant_add", "slice") or value.module is not None:
                 add(refusal)
         for (value, reader), refusal in plan.refusals.items():
-            gone = value in plan.inlined or reader in plan.inlined or _hands_on(plan, value) or _hands_on(plan, reader)
+            gone = (
+                value in plan.inlined
+                or reader in plan.inlined
+                or any(plan.operations[v].hands_on for v in (value, reader))
+            )
             if not gone and refusal.rule != "boundary" and value in plan.formulas[reader].terms:
                 add(refusal)
         for value, operation in plan.operations.items():
             if operation.norm and value not in plan.inlined and value not in plan.places:
                 add(_lonely(plan, value))
     return list(found.values())
-
-
-def _hands_on(plan: NetPlan, value: Value) -> bool:
-    """Whether an operation returns its input, so that nothing is lost by leaving it."""
-    terms = plan.operations[value].terms.values()
-    return len(terms) == 1 and plan.operations[value].bias is None and all(conv.identity for conv in terms)
 
 
 def _parameters(value: Value) -> int:

@@ -1,6 +1,7 @@
 """Replace modules where they are registered, and undo it."""
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, final
 
 from torch import nn
@@ -73,3 +74,14 @@ def delete(module: nn.Module, target: str) -> None:
         parent._parameters[name] = None
     elif name in parent._buffers:
         parent._buffers[name] = None
+
+
+def holds_tensors(module: nn.Module, target: str) -> bool:
+    """Whether a descendant is there and has parameters or buffers, in it or below."""
+    child = module
+    for name in target.split("."):
+        found = child._modules.get(name)
+        if found is None:
+            return False
+        child = found
+    return next(chain(child.parameters(), child.buffers()), None) is not None

@@ -13,7 +13,7 @@ from reparam.graph.draft import Draft
 from reparam.graph.net import Value
 from reparam.graph.operation import Operation, absorbed
 from reparam.graph.passages import Spaces, parts
-from reparam.graph.placing import Mode, Place, place
+from reparam.graph.placing import Place, place
 from reparam.graph.proxy import PLAIN
 from reparam.graph.worth import Worth
 from reparam.graph.wraps import Wrap, wrapped
@@ -37,7 +37,7 @@ class Through:
         if not conv.diagonal or (conv.identity and not formula.biased) or not isinstance(root, Value):
             return
         spaces, operations = self.plan.known.spaces, self.plan.operations
-        if root in operations or norm not in spaces:
+        if (root in operations and not operations[root].hands_on) or norm not in spaces:
             back: list[tuple[Value, Wrap]] | Refusal = Refusal("norm", "")
         else:
             back = producers(norm, root, spaces, operations, self._reading)
@@ -56,7 +56,10 @@ class Through:
         return len(readers) + (2 if value.returned else 0)
 
     def _refuse_norm(self, norm: Value, refusal: Refusal) -> None:
-        self.plan.alone[norm] = refusal.at(norm.path, norm.name)
+        """Note why a norm stays; that there is nothing linear on one side says less than any other reason."""
+        known = self.plan.alone.get(norm)
+        if known is None or known.rule == "norm" or refusal.rule != "norm":
+            self.plan.alone[norm] = refusal.at(norm.path, norm.name)
 
     def _wrap(self, norm: Value, found: list[tuple[Value, Wrap]]) -> Refusal | None:
         before = {norm: self.plan.formulas[norm]} | {value: self.plan.formulas[value] for value, _ in found}
@@ -89,8 +92,6 @@ class Through:
             where = place(value, formula, self.plan.operations, self.plan.inlined, self.draft.site, self.plan.dead)
             if isinstance(where, Refusal):
                 return where
-            if where.mode is Mode.CONTAINER:
-                return Refusal("place", "its convolution is all that a module does")
             places[value] = where
         for value, wrap in found:
             self.plan.formulas[value] = after[value]
@@ -117,11 +118,11 @@ def producers(
         value, start, behind = pending.pop()
         if readers(value) != 1:
             return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is read more than once")
-        if value in operations:
+        if value in operations and not operations[value].hands_on:
             space = spaces[value]
             found.append((value, Wrap(norm, start, space.channels, None, behind)))
             continue
-        inputs = parts(value, spaces)
+        inputs = [(next(iter(operations[value].terms)), 0)] if value in operations else parts(value, spaces)
         if inputs is None:
             return Refusal("norm", f"{value.name} at {value.path or 'the root'} lies in front of it and is not linear")
         pending += [(source, start + offset, (value, *behind)) for source, offset in inputs]

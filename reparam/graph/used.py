@@ -1,6 +1,6 @@
 """What the forwards of a model read."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import final
 
 from reparam.graph.net import Frame, Net
@@ -10,20 +10,53 @@ from reparam.graph.net import Frame, Net
 class Used:
     """Dotted paths of what the forwards of a model read."""
 
-    def __init__(self, nets: Iterable[Net], edited: Container[Frame]) -> None:
+    def __init__(self, nets: Iterable[Net], edited: Collection[Frame]) -> None:
         paths: set[str] = set()
+        nets = list(nets)
+        idle = makers_only(nets, edited)
         for net in nets:
+            if net.root.path in idle:
+                continue
             for frame in net.frames:
                 if frame in edited or not _called(frame):
                     continue
                 names = {str(n.target) for n in frame.trace.graph.nodes if n.op in ("call_module", "get_attr")}
                 paths |= {join(frame.path, name) for name in names | set(frame.trace.read.values())}
                 paths |= {join(frame.path, name) for name in frame.trace.touched}
-        self._above = {path[:at] for path in paths for at in (*(i for i, c in enumerate(path) if c == "."), len(path))}
+        self._above = {above for path in paths for above in (*_prefixes(path), path)}
 
     def below(self, path: str) -> bool:
         """Whether ``path`` or something below it is read."""
         return path in self._above
+
+
+def makers(edited: Iterable[Frame]) -> set[str]:
+    """Modules whose parameters the old forwards read to make weights, which are constants of the new forwards."""
+    return {
+        join(frame.path, name.rpartition(".")[0])
+        for frame in edited
+        for name in frame.trace.read.values()
+        if "." in name
+    }
+
+
+def makers_only(nets: Iterable[Net], edited: Iterable[Frame]) -> set[str]:
+    """Roots of nets that nothing calls on data, and that only made such weights."""
+    made = makers(edited)
+    above = {path for maker in made for path in (*_prefixes(maker), maker)}
+    called: set[str] = set()
+    roots: set[str] = set()
+    for net in nets:
+        roots.add(net.root.path)
+        for frame in net.frames:
+            called |= {join(frame.path, str(n.target)) for n in frame.trace.graph.nodes if n.op == "call_module"}
+    return {
+        root for root in roots - called - {""} if root in above or any(prefix in made for prefix in _prefixes(root))
+    }
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    return (path[:at] for at, letter in enumerate(path) if letter == ".")
 
 
 def _called(frame: Frame) -> bool:

@@ -48,7 +48,7 @@ def _combine(label: str, operands: Sequence[tuple[Any, float]], known: Known) ->
     bias: Numbers | None = None
     if biases:
         bias = lambda: torch.stack([vector() * factor for vector, factor in biases]).sum(0)  # noqa: E731
-    return Operation(label, terms, weights, bias)
+    return Operation(label, terms, weights, bias, arithmetic=True)
 
 
 def arithmetic_sum(value: Value, known: Known) -> Lifted:
@@ -104,7 +104,7 @@ def scale(value: Value, known: Known) -> Lifted:
     if factor is None or space is None:
         return Refusal("scale", "the factor is not one number per channel, or the channels are not known")
     numbers = (lambda: 1 / factor()) if name == "div" else factor
-    return Operation("scale", {first: diagonal(space.channels, space.axes)}, {first: numbers})
+    return Operation("scale", {first: diagonal(space.channels, space.axes)}, {first: numbers}, arithmetic=True)
 
 
 def channel_product(value: Value, known: Known) -> Lifted:
@@ -113,4 +113,5 @@ def channel_product(value: Value, known: Known) -> Lifted:
     if space is None or parsed is None:
         return None
     source, _, constant, _, _ = parsed
-    return Operation("scale", {source: diagonal(space.channels, space.axes)}, {source: lambda: precise(constant)})
+    weights: dict[Value, Numbers] = {source: lambda: precise(constant)}
+    return Operation("scale", {source: diagonal(space.channels, space.axes)}, weights, arithmetic=True)
