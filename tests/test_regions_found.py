@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import SIZES, Beside, C, becomes, conv, conv_norm, images, is_fused, ready
+from nets import SIZES, Beside, C, becomes, conv, conv_norm, count, fuse_purely, images, is_fused, ready, same
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -738,3 +738,42 @@ def test_the_plan_lists_what_fuse_does() -> None:
         assert len(region.after) < len(region.before)
         assert region.params_after <= region.params_before
         assert region.macs_after <= region.macs_before
+
+
+# --- scales ----------------------------------------------------------------------------------------
+
+
+class ScaledShortcut(nn.Module):
+    """`x + a * (f(act(x)) - x)`: what is left of the shortcut is one number per channel."""
+
+    def __init__(self, features: bool) -> None:
+        super().__init__()
+        self.f = nn.Linear(C, C) if features else conv_norm(1)
+        self.alpha = nn.Parameter(torch.rand(C) if features else torch.rand(C, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.alpha * (self.f(F.relu(x)) - x)
+
+
+@pytest.mark.parametrize("features", [True, False])
+def test_a_scaled_shortcut_is_a_product_and_no_convolution(features: bool) -> None:
+    model = ready(ScaledShortcut(features))
+    x = torch.randn(5, C, dtype=torch.float64) if features else images()
+    fused = fuse_purely(model)
+    same(model, fused, x)
+    found = count(fused, x)
+    assert (found["convs"] + found["linears"], found["norms"], found["add"]) == (1, 0, 1)
+    assert found["calls"] < count(model, x)["calls"]
+    assert sum(p.numel() for p in fused.parameters()) == C * C + 2 * C
+
+
+def test_sums_and_products_alone_are_no_reason_for_a_convolution() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = conv_norm(3), conv_norm(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(F.gelu(F.relu(self.a(x)) * 2 / 3 + 1)) * 0.5
+
+    becomes(ready(Net()), images(), conv=2, norm=0, convs=2)

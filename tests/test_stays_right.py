@@ -2253,6 +2253,24 @@ def test_conditions_that_are_assertions_or_change_nothing(net: type[nn.Module]) 
     is_read(net(), convs=1)
 
 
+@torch.fx.wrap
+def with_a_row_axis(x: Tensor, rank: int) -> tuple[Tensor, int]:
+    """What cannot be read: it depends on the rank."""
+    given = x.dim()
+    return (x if given == rank else x.unsqueeze(0)), given
+
+
+class WrappedFunction(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        y, rank = with_a_row_axis(x, 4)
+        y = self.a(y) + self.b(y)
+        return y.squeeze(0) if self.training else y * rank
+
+
+def test_a_function_marked_by_fx_wrap_is_one_operation() -> None:
+    is_read(WrappedFunction(), call(X), convs=1)
+
+
 def test_einops_is_readable() -> None:
     einops = pytest.importorskip("einops")
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from reparam.algebra import Border, Conv
 from reparam.algebra.groups import densify, rows
+from reparam.graph.scale import ChannelScale, is_scale
 
 CONVS: Final[Mapping[int, type[nn.Module]]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: Final[Mapping[int, type[nn.Module]]] = {
@@ -30,18 +31,30 @@ def build(
     dtype: torch.dtype,
     device: torch.device | str,
     trainable: bool = True,
+    beside: bool = False,
 ) -> nn.Module:
     """The module that computes ``conv(x) + bias``.
 
+    Args:
+        conv: the convolution; without a weight it is the identity.
+        bias: one number per channel of the result, or None.
+        dtype: of the weights.
+        device: of the weights.
+        trainable: whether the weights require gradients.
+        beside: whether the result is added to that of a convolution, so that a scale needs none of its own.
+
     Returns:
-        ``nn.Linear``, ``nn.Conv*d``, ``nn.ConvTranspose*d``, or ``nn.Sequential`` of a padding and a convolution where
-        no symmetric padding fits.
+        ``ChannelScale``, ``nn.Linear``, ``nn.Conv*d``, ``nn.ConvTranspose*d``, or ``nn.Sequential`` of a padding and a
+        convolution where no symmetric padding fits.
     """
     with torch.device("meta"):
-        module, pad = _shell(conv, bias is not None)
+        module, pad = _shell(conv, bias is not None, beside)
     weight = conv.weight if conv.weight is not None else rows(conv)
-    if conv.axes == 0:
+    if isinstance(module, nn.Linear):
         weight = densify(weight, conv.groups, 1)
+    if isinstance(module, ChannelScale):
+        shape = module.weight.shape
+        weight, bias = weight.reshape(shape), None if bias is None else bias.reshape(shape)
     module.weight = nn.Parameter(_rounded(weight, dtype, device), requires_grad=trainable)
     if bias is not None:
         module.bias = nn.Parameter(_rounded(bias, dtype, device), requires_grad=trainable)
@@ -53,7 +66,9 @@ def _rounded(values: Tensor, dtype: torch.dtype, device: torch.device | str) -> 
     return values.detach().to(dtype=dtype, device=device, copy=True).contiguous()
 
 
-def _shell(conv: Conv, biased: bool) -> tuple[nn.Module, nn.Module | None]:
+def _shell(conv: Conv, biased: bool, beside: bool) -> tuple[nn.Module, nn.Module | None]:
+    if is_scale(conv) and (beside or conv.axes == 0):
+        return ChannelScale(conv.out_channels, conv.axes, bias=biased), None
     if conv.axes == 0:
         return nn.Linear(conv.in_channels, conv.out_channels, bias=biased), None
     common: dict[str, Any] = {

@@ -11,6 +11,7 @@ from reparam.graph.build import build
 from reparam.graph.net import Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.placing import Place
+from reparam.graph.scale import is_scale
 
 
 @final
@@ -62,13 +63,13 @@ def modules_of(plan: NetPlan, value: Value, formula: Affine) -> dict[Value, nn.M
     dtype, device = weights[0].dtype, weights[0].device
     bias = formula.bias
     modules: dict[Value, nn.Module | None] = {}
-    terms = sorted(formula.terms.items(), key=lambda term: term[1].identity)
+    terms = sorted(formula.terms.items(), key=lambda term: (term[1].identity, is_scale(term[1])))
     for root, conv in terms:
         assert isinstance(root, Value)
         if conv.identity and bias is None and len(terms) > 1:
             modules[root] = None
             continue
-        modules[root] = build(conv, bias, dtype=dtype, device=device, trainable=trainable)
+        modules[root] = build(conv, bias, dtype=dtype, device=device, trainable=trainable, beside=len(terms) > 1)
         bias = None
     return {root: modules[root] for root in formula.terms if isinstance(root, Value)}
 

@@ -147,6 +147,7 @@ def _edit(
 ) -> Place | str:
     frame = at.frame
     passed = list(path[: path.index(at)])
+    in_front: list[Value] = []
     stands_for: dict[Value, Value] = {}
     for root in formula.terms:
         assert isinstance(root, Value)
@@ -154,7 +155,8 @@ def _edit(
         if found is None:
             return f"{root.name} at {root.path or 'the root'} is not known where the sum is formed"
         stands_for[root], steps = found
-        passed.extend(steps)
+        in_front.extend(steps)
+    passed += in_front
     for value in path[1:]:
         if operations[value].looked_at and value not in passed:
             return f"the shape of {value.name} at {value.path or 'the root'} is read"
@@ -162,10 +164,10 @@ def _edit(
         reason = site.passable(value) if value.module is None or site.replaceable(value) else ""
         if reason:
             return reason
-    container, behind = _covered(at, path, formula, operations, inlined, dead)
+    container, behind = _covered(at, path, list(stands_for.values()), operations, inlined, dead)
     ranks = any(operations[v].assumed_rank for v in (*absorbed(operations, inlined, path[0]), path[0]))
     if container is not None and not ranks and not site.container(container):
-        return Place(at, Mode.CONTAINER, stands_for, tuple(behind), container)
+        return Place(at, Mode.CONTAINER, stands_for, (*behind, *in_front), container)
     reason = site.passable(at)
     if reason:
         return reason
@@ -191,16 +193,15 @@ def _carrier(
 def _covered(
     at: Value,
     path: list[Value],
-    formula: Affine,
+    sources: list[Value],
     operations: Mapping[Value, Operation],
     inlined: Mapping[Value, None],
     dead: Set[Value],
 ) -> tuple[Frame | None, list[Value]]:
-    """The frame whose whole work is this formula, and the values behind it that hand on its result then."""
+    """The frame whose whole work is this formula of ``sources``, and the values behind it that hand on its result."""
     frame = at.frame
-    roots = list(formula.terms)
     inputs = [frame.env[node] for node in frame.trace.inputs.values()]
-    if frame.parent is None or frame.call is None or len(roots) != 1 or inputs != roots:
+    if frame.parent is None or frame.call is None or len(inputs) != 1 or inputs != sources:
         return None, []
     if len(frame.call.args) + len(frame.call.kwargs) != 1:
         return None, []

@@ -4,12 +4,13 @@ import builtins
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from reparam.graph.proxy import PLAIN, Traced
+from reparam.graph.proxy import PLAIN, Traced, has_traced
 from reparam.graph.tracer import Tracer
 
 _TENSOR: Final = torch.empty(0, device="meta")
@@ -33,11 +34,31 @@ def traced_builtins() -> Iterator[None]:
             return True
         return plain_isinstance(value, kinds)
 
+    wrapped = [
+        (scope, name, scope[name])
+        for (_, name), scope in torch.fx._symbolic_trace._wrapped_fns_to_patch.items()
+        if plain_isinstance(scope.get(name), FunctionType)
+    ]
     builtins.len, builtins.isinstance = traced_len, traced_isinstance
+    for scope, name, function in wrapped:
+        scope[name] = _one_operation(function)
     try:
         yield
     finally:
         builtins.len, builtins.isinstance = plain_len, plain_isinstance
+        for scope, name, function in wrapped:
+            scope[name] = function
+
+
+def _one_operation(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What its author marked by ``torch.fx.wrap`` is not looked into."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not has_traced((args, kwargs)):
+            return function(*args, **kwargs)
+        return ACTIVE[-1].create_proxy("call_function", function, args, kwargs)
+
+    return call
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from reparam.algebra import Conv, Refusal
 from reparam.cost import affine_work
 from reparam.graph.net import Reading, Value
 from reparam.graph.net_plan import NetPlan
+from reparam.graph.scale import is_scale
 from reparam.report import Region
 
 
@@ -21,7 +22,7 @@ def describe(plan: NetPlan, value: Value, error: float | None) -> Region:
     scale = plan.sizes[value] or 1.0
     place = plan.places[value]
     path = place.container.path if place.container is not None else place.at.path
-    after = tuple(_kind(conv) for conv in formula.terms.values())
+    after = tuple(_kind(conv, len(formula.terms) > 1) for conv in formula.terms.values())
     return Region(
         path=path,
         before=tuple(op.label for op in before if op.label != "identity"),
@@ -35,10 +36,12 @@ def describe(plan: NetPlan, value: Value, error: float | None) -> Region:
     )
 
 
-def _kind(conv: Conv) -> str:
+def _kind(conv: Conv, beside: bool) -> str:
     """A term of a formula in words."""
     if conv.identity:
         return "its input"
+    if is_scale(conv) and (beside or conv.axes == 0):
+        return "scale"
     if conv.axes == 0:
         return f"linear {conv.in_channels} -> {conv.out_channels}"
     kind = "transposed conv" if conv.transposed else "conv"

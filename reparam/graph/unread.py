@@ -1,9 +1,11 @@
 """Why a forward could not be read, and the line of code that stopped it."""
 
 import dis
+import os
 import traceback
 from dataclasses import dataclass
-from typing import final
+from pathlib import Path
+from typing import Final, final
 
 import torch
 from torch.fx.proxy import TraceError
@@ -22,6 +24,9 @@ class Unread:
         return f"{self.reason} ({self.where})" if self.where else self.reason
 
 
+INSIDE: Final = tuple(f"{folder}{os.sep}" for folder in (torch.__path__[0], Path(__file__).parent))
+
+
 def first_line(error: Exception) -> str:
     """Kind and first line of an error."""
     text = str(error).strip().splitlines()
@@ -37,8 +42,7 @@ def raised_by_user(error: Exception) -> bool:
     while last.tb_next is not None:
         last = last.tb_next
     code = last.tb_frame.f_code
-    inside = code.co_filename.startswith((torch.__path__[0], __file__.rpartition("/")[0]))
-    return not inside and dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+    return not code.co_filename.startswith(INSIDE) and dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
 
 
 def calling_line() -> str:
@@ -52,8 +56,7 @@ def place_of(error: Exception) -> str:
 
 
 def _innermost(stack: traceback.StackSummary) -> str:
-    here = (torch.__path__[0], __file__.rpartition("/")[0])
     for entry in reversed(stack):
-        if not entry.filename.startswith(here):
+        if not entry.filename.startswith(INSIDE):
             return f"{entry.filename}:{entry.lineno}: {entry.line}"
     return ""
