@@ -6,13 +6,13 @@ from typing import final
 
 from reparam.algebra import Affine, Refusal, substitute
 from reparam.graph.calls import name_of
-from reparam.graph.effects import unused
+from reparam.graph.effects import pure, unused
 from reparam.graph.leaves import EXCLUDED
 from reparam.graph.lift import Known, Lifting, lift
 from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan, numbers
 from reparam.graph.operation import Operation
-from reparam.graph.placing import Place, Site
+from reparam.graph.placing import Mode, Place, Site
 from reparam.graph.sizes import SIZE_CALLS, batch_only, whole_shape
 from reparam.graph.worth import relative_sizes
 
@@ -161,6 +161,15 @@ class Draft:
         for root in formula.terms:
             if isinstance(root, Value):
                 self.readers.setdefault(root, {})[reader] = None
+
+    def drop_unread(self) -> None:
+        """Norms that were there for their statistics: nothing reads what they compute."""
+        for value, operation in self.plan.operations.items():
+            if not operation.norm or value.module is None or value.users or value.returned or not pure(value):
+                continue
+            where = Place(value, Mode.SWAP, {}, ())
+            if not self.site.replaceable(value) and not self.site.exposed([value], [], where):
+                self.plan.dropped.append(value)
 
     def take_back(self, reader: Value) -> None:
         """Undo all steps into ``reader``: what disappeared into it is computed again."""

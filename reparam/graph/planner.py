@@ -57,6 +57,7 @@ class _Planner:
         for value in list(self.plan.places):
             if self._is_wasteful(value):
                 self.draft.take_back(value)
+        self.draft.drop_unread()
         return self.plan
 
     def _is_wasteful(self, value: Value) -> bool:
