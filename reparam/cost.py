@@ -109,9 +109,14 @@ def operation_work(formula: Affine, sizes: Mapping[Any, float], size_out: float)
             shifted = formula.biased
             return Work(traffic=2 * (formula.channels or 1) * size_out * shifted, launches=int(shifted))
         ((root, conv),) = convs
+        if conv.moves:
+            return Work(launches=1)  # a view
         work = conv_work(conv, formula.biased, sizes[root], size_out)
         return Work(work.macs, work.traffic, work.parameters, 1)
     channels = formula.channels or 1
+    if convs and all(conv.moves for _, conv in convs):  # each part is copied
+        copied = sum(conv.in_channels * sizes[root] for root, conv in convs)
+        return Work(traffic=copied + channels * size_out, launches=1)
     return Work(
         macs=len(convs) * channels * size_out,
         traffic=(len(formula.terms) + 1) * channels * size_out,

@@ -14,10 +14,6 @@ OPEN: Final[dict[str, frozenset[str]]] = {
             "PlainUSR partial channels",
             "QuickSRNet, sum of shuffled branches",
             "RMNet",
-            "RepAdapter",
-            "RepAdapter, patched in",
-            "SLAB attention",
-            "SLAB token norm",
             "ShiftwiseConv",
             "YOLOv7 implicit head",
         }
@@ -29,10 +25,6 @@ OPEN: Final[dict[str, frozenset[str]]] = {
             "PlainUSR partial channels",
             "QuickSRNet, sum of shuffled branches",
             "RMNet",
-            "RepAdapter",
-            "RepAdapter, patched in",
-            "SLAB attention",
-            "SLAB token norm",
             "ShiftwiseConv",
             "TinyViT attention",
         }

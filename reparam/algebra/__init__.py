@@ -2,7 +2,7 @@
 
 from reparam.algebra.affine import Affine, border_rule, substitute
 from reparam.algebra.branch_sum import branch_sum
-from reparam.algebra.conv import Border, Conv, Ints, diagonal, identity, pointwise
+from reparam.algebra.conv import Border, Conv, Ints, diagonal, identity, permuted, pointwise, selection
 from reparam.algebra.conv_after_conv import conv_after_conv
 from reparam.algebra.refusal import Refusal
 
@@ -17,6 +17,8 @@ __all__ = [
     "conv_after_conv",
     "diagonal",
     "identity",
+    "permuted",
     "pointwise",
+    "selection",
     "substitute",
 ]

@@ -48,7 +48,7 @@ def branch_sum(parts: Sequence[Conv]) -> Conv | Refusal:
         box = common
     if len(parts) == 1:
         return box
-    box = replace(box, weight=None, identity=False)
+    box = replace(box, weight=None, identity=False, moves=False)
     if any(part.weight is None and not part.identity for part in parts):
         return box
     device = next((part.weight.device for part in parts if part.weight is not None), None)
@@ -92,6 +92,8 @@ def common_box(a: Conv, b: Conv) -> Conv | Refusal:
         return Refusal(RULE, f"channels differ ({found}): the sum broadcasts", "give the branches the same channels")
     if a.axes != b.axes:
         return Refusal(RULE, f"spatial axes differ: {a.axes} and {b.axes}")
+    if a.order != b.order:
+        return Refusal(RULE, "the axes of the branches stand in another order")
     if a.transposed != b.transposed:
         return Refusal(RULE, "one branch is a transposed convolution, the other is not")
     if a.stride != b.stride:

@@ -46,6 +46,9 @@ class Conv:
         fill: ``(in,)``, the constant that extends the input; None: zeros.
         transposed: the map scatters, as ``nn.ConvTranspose2d`` does.
         output_padding: of a transposed convolution.
+        moves: every output is one of the inputs: nothing is computed.
+        order: how the axes of the input, the batch among them, stand in the result, as for ``torch.permute``; None: as
+            they are. Then ``axes`` is that of the input.
 
     Example:
         >>> Conv(8, 8, kernel=(3,), stride=(2,), dilation=(1,), lo=(1,), hi=(1,)).slack
@@ -66,6 +69,8 @@ class Conv:
     fill: Tensor | None = None
     transposed: bool = False
     output_padding: Ints = ()
+    moves: bool = False
+    order: Ints | None = None
 
     def __post_init__(self) -> None:
         axes = {len(t) for t in (self.kernel, self.stride, self.dilation, self.lo, self.hi)}
@@ -73,6 +78,8 @@ class Conv:
             raise ValueError(f"expected one entry per axis in every field, found lengths {sorted(axes)}")
         if self.out_channels % self.groups or self.in_channels % self.groups:
             raise ValueError(f"{self.groups} groups do not divide {self.in_channels} -> {self.out_channels} channels")
+        if self.order is not None and not self.pointwise:
+            raise ValueError("expected another order of the axes of a pointwise map only")
         if self.weight is not None and tuple(self.weight.shape) != self.weight_shape:
             raise ValueError(f"expected a weight of shape {self.weight_shape}, found {tuple(self.weight.shape)}")
 
@@ -170,6 +177,16 @@ def pointwise(
     if weight is not None:
         weight = weight.reshape(out_channels, in_channels // groups, *ones)
     return Conv(out_channels, in_channels, ones, ones, ones, zeros, zeros, groups, weight, identity)
+
+
+def selection(out_channels: int, in_channels: int, axes: int) -> Conv:
+    """A map whose outputs are some of the input channels, or zero: its weight is a matrix of zeros and ones."""
+    return replace(pointwise(out_channels, in_channels, axes), moves=True)
+
+
+def permuted(channels: int, axes: int, order: Ints) -> Conv:
+    """Another order of the axes of a value that has its channels in front of ``axes`` axes."""
+    return replace(diagonal(channels, axes), moves=True, order=order)
 
 
 def diagonal(channels: int, axes: int, scale: Tensor | None = None) -> Conv:

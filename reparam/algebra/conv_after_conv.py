@@ -9,7 +9,8 @@ of quotients nest), taps on the lattice ``gcd(d1, s1 d2)``, ``groups = gcd(g1, g
 
 Domain: wherever ``u`` reads beyond the ends of ``v``, the formula for ``v`` must give what ``u`` assumes there. That is
 the border rule, which ``Affine`` decides, because it needs the bias of ``v``. A non-constant border (reflect, ...) of
-``u`` commutes with a pointwise ``v`` and with nothing else. Transposed convolutions compose with pointwise ones.
+``u`` commutes with a pointwise ``v`` and with nothing else. Transposed convolutions compose with pointwise ones, and so
+does another order of the axes.
 
 Source: DBB (arXiv 2103.13425, transform III) for 1x1 then kxk; here for every geometry.
 """
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.algebra.conv import Border, Conv
+from reparam.algebra.conv import Border, Conv, identity, pointwise
 from reparam.algebra.groups import densify, rows, with_rows
 from reparam.algebra.refusal import Refusal
 
@@ -42,6 +43,8 @@ def conv_after_conv(outer: Conv, inner: Conv) -> Conv | Refusal:
         >>> chain.kernel, chain.stride
         ((7,), (2,))
     """
+    if outer.order is not None or inner.order is not None:
+        return _in_order(outer, inner)
     if outer.axes != inner.axes and outer.in_channels and inner.in_channels:
         if not (inner.pointwise or outer.pointwise):
             return Refusal(RULE, f"spatial axes differ: {inner.axes} and {outer.axes}")
@@ -49,6 +52,11 @@ def conv_after_conv(outer: Conv, inner: Conv) -> Conv | Refusal:
     box = _composed_box(outer, inner)
     if isinstance(box, Refusal):
         return box
+    return _weighted(box, outer, inner)
+
+
+def _weighted(box: Conv, outer: Conv, inner: Conv) -> Conv:
+    """The composed structure with its weight, if both operands have one."""
     if inner.identity:
         return replace(box, weight=outer.weight, identity=outer.identity)
     if outer.identity:
@@ -60,6 +68,33 @@ def conv_after_conv(outer: Conv, inner: Conv) -> Conv | Refusal:
     if inner.diagonal:
         return with_rows(box, _scale_columns(rows(outer), rows(inner), outer.groups))
     return with_rows(box, _product(box, outer, inner))
+
+
+def _in_order(outer: Conv, inner: Conv) -> Conv | Refusal:
+    """The composition where an operand changes the order of the axes, with which pointwise maps commute.
+
+    (permute by q) after (permute by p)  =  permute by p[q]
+    """
+    if not (outer.pointwise and inner.pointwise):
+        return Refusal(RULE, "the order of the axes changes before a convolution or behind it")
+    if 0 in (outer.in_channels, inner.in_channels):
+        return Refusal(RULE, "the channels of a value are not known, a broadcast is possible", "give an example input")
+    if outer.in_channels != inner.out_channels:
+        return Refusal(RULE, f"channels differ: {inner.out_channels} into {outer.in_channels}")
+    first, second = inner.order, outer.order
+    order = first if second is None else second if first is None else tuple(first[axis] for axis in second)
+    moves = _moves(outer) and _moves(inner)
+    box = pointwise(outer.out_channels, inner.in_channels, inner.axes, gcd(outer.groups, inner.groups))
+    if order == tuple(range(len(order or ()))):
+        order = None
+    box = replace(box, moves=moves, order=order)
+    if moves and box.diagonal and order is None:
+        return identity(box.in_channels, box.axes)
+    return _weighted(box, _over(outer, inner.axes), inner)
+
+
+def _moves(conv: Conv) -> bool:
+    return conv.moves or conv.identity
 
 
 def _composed_box(outer: Conv, inner: Conv) -> Conv | Refusal:
@@ -109,6 +144,7 @@ def _composed_box(outer: Conv, inner: Conv) -> Conv | Refusal:
         hi=tuple(hi),
         groups=groups,
         identity=outer.identity and inner.identity,
+        moves=_moves(outer) and _moves(inner) and outer.pointwise and inner.pointwise,
         border=border[0],
         fill=border[1],
     )
@@ -122,15 +158,16 @@ def s_d(inner: Conv, outer: Conv, axis: int) -> int:
 def _same_axes(outer: Conv, inner: Conv) -> tuple[Conv, Conv]:
     """Give a pointwise operand the axes of the other."""
     axes = max(outer.axes, inner.axes)
+    return _over(outer, axes), _over(inner, axes)
 
-    def widened(conv: Conv) -> Conv:
-        if conv.axes == axes:
-            return conv
-        ones, zeros = (1,) * axes, (0,) * axes
-        weight = None if conv.weight is None else conv.weight.reshape(*conv.weight.shape[:2], *ones)
-        return replace(conv, kernel=ones, stride=ones, dilation=ones, lo=zeros, hi=zeros, weight=weight)
 
-    return widened(outer), widened(inner)
+def _over(conv: Conv, axes: int) -> Conv:
+    """A pointwise map over another number of axes."""
+    if conv.axes == axes:
+        return conv
+    ones, zeros = (1,) * axes, (0,) * axes
+    weight = None if conv.weight is None else conv.weight.reshape(*conv.weight.shape[:2], *ones)
+    return replace(conv, kernel=ones, stride=ones, dilation=ones, lo=zeros, hi=zeros, weight=weight, order=None)
 
 
 def _composed_border(outer: Conv, inner: Conv) -> tuple[Border, Tensor | None] | Refusal:

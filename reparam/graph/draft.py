@@ -6,13 +6,13 @@ from typing import final
 
 from reparam.algebra import Affine, Refusal, substitute
 from reparam.graph.calls import name_of
-from reparam.graph.effects import unused
+from reparam.graph.effects import pure, unused
 from reparam.graph.leaves import EXCLUDED
 from reparam.graph.lift import Known, Lifting, lift
 from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan, numbers
 from reparam.graph.operation import Operation
-from reparam.graph.placing import Place, Site
+from reparam.graph.placing import Mode, Place, Site
 from reparam.graph.sizes import SIZE_CALLS, batch_only, whole_shape
 from reparam.graph.worth import relative_sizes
 
@@ -43,6 +43,7 @@ class Draft:
             elif isinstance(lifted, Refusal):
                 boundaries[value] = lifted.at(value.path, value.name)
         formulas = {value: operation.structure for value, operation in operations.items()}
+        self.original: Mapping[Value, Affine] = dict(formulas)
         self.plan = NetPlan(net, known, operations, boundaries, formulas, relative_sizes(net, operations))
         covered = {c for operation in operations.values() for c in operation.covers}
         self.plan.dead = unused(net)
@@ -100,9 +101,16 @@ class Draft:
         remedy = "take it out of exclude" if excluded else "do not read them in a forward that cannot be read"
         return Refusal("excluded" if excluded else "parameters_read", reason, remedy)
 
-    def inline(self, formula: Affine, value: Value, reader: Value, inlined: Mapping[Value, None]) -> Affine | Refusal:
-        """The formula of ``reader`` with ``value`` replaced."""
-        inner = self.plan.formulas[value]
+    def inline(
+        self,
+        formula: Affine,
+        value: Value,
+        reader: Value,
+        inlined: Mapping[Value, None],
+        inner: Affine | None = None,
+    ) -> Affine | Refusal:
+        """The formula of ``reader`` with ``value`` replaced, by ``inner`` if that is given."""
+        inner = self.plan.formulas[value] if inner is None else inner
         moved = [value, *(root for root in inner.terms if isinstance(root, Value))]
         gone = self.plan.inlined | dict(inlined)
         if not self.plan.known.effects.stable(moved, value.index, reader.index, gone):
@@ -119,7 +127,12 @@ class Draft:
         return substitute(formula, {value: inner})
 
     def step(
-        self, formula: Affine, value: Value, reader: Value, chosen: dict[Value, None]
+        self,
+        formula: Affine,
+        value: Value,
+        reader: Value,
+        chosen: dict[Value, None],
+        inner: Affine | None = None,
     ) -> tuple[Affine, Refusal | None]:
         """One more value put into ``formula`` and noted in ``chosen``, or ``formula`` as it is and the reason."""
         refused = self.may_vanish(value)
@@ -129,7 +142,7 @@ class Draft:
                 refused = Refusal("used_elsewhere", f"its value is also read by {others[0].name} at {others[0].path}")
         if refused is not None:
             return formula, refused
-        result = self.inline(formula, value, reader, chosen)
+        result = self.inline(formula, value, reader, chosen, inner)
         if isinstance(result, Refusal):
             return formula, result
         chosen[value] = None
@@ -148,6 +161,32 @@ class Draft:
         for root in formula.terms:
             if isinstance(root, Value):
                 self.readers.setdefault(root, {})[reader] = None
+
+    def drop_unread(self) -> None:
+        """Norms that were there for their statistics: nothing reads what they compute."""
+        for value, operation in self.plan.operations.items():
+            if not operation.norm or value.module is None or value.users or value.returned or not pure(value):
+                continue
+            where = Place(value, Mode.SWAP, {}, ())
+            if not self.site.replaceable(value) and not self.site.exposed([value], [], where):
+                self.plan.dropped.append(value)
+
+    def take_back(self, reader: Value) -> None:
+        """Undo all steps into ``reader``: what disappeared into it is computed again."""
+        inside = self.plan.absorbed(reader)
+        if any(value in self.plan.spread for value in inside):
+            return
+        for root in self.plan.formulas[reader].terms:
+            if isinstance(root, Value):
+                self.readers[root].pop(reader, None)
+        for value in inside:
+            del self.plan.inlined[value]
+        for value in (*inside, reader):
+            self.plan.formulas[value] = self.original[value]
+            for root in self.plan.formulas[value].terms:
+                if isinstance(root, Value):
+                    self.readers.setdefault(root, {})[value] = None
+        del self.plan.places[reader]
 
     def refuse(self, value: Value, reader: Value, refusal: Refusal) -> None:
         """Note why ``value`` does not disappear into ``reader``."""

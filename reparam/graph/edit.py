@@ -73,8 +73,7 @@ class Edit:
                 node = value.node
                 if node in replaced:  # another region shares it
                     continue
-                (source,) = plan.operations[value].terms
-                new = current(source)
+                new = current(next(iter(plan.operations[value].terms)))  # all of them hand on the same value
                 rank = plan.operations[value].assumed_rank
                 if rank is not None:
                     with graph.inserting_before(node):

@@ -8,7 +8,7 @@ from torch import nn
 from reparam.graph.edit import Edit
 from reparam.graph.guard import OfRank
 from reparam.graph.modules import Fused
-from reparam.graph.net import Frame, Net
+from reparam.graph.net import Frame, Net, Value
 from reparam.graph.placing import Mode
 from reparam.graph.swap import State, carry_attributes, homes_of, replace_module
 from reparam.graph.used import Used
@@ -35,17 +35,17 @@ class Emitter:
     def _edit(self, frame: Frame) -> Edit:
         return self.edited.setdefault(frame, Edit(frame))
 
-    def apply(self, regions: Iterable[Fused]) -> None:
-        """Make all changes, or none."""
+    def apply(self, regions: Iterable[Fused], dropped: Iterable[Value] = ()) -> None:
+        """Make all changes, or none; ``dropped`` modules become identities."""
         before = [State(module) for module in self.model.modules()]
         try:
-            self._apply(list(regions))
+            self._apply(list(regions), list(dropped))
         except BaseException:
             for state in before:
                 state.restore()
             raise
 
-    def _apply(self, regions: list[Fused]) -> None:
+    def _apply(self, regions: list[Fused], dropped: list[Value]) -> None:
         for fused in regions:
             self.add(fused)
         homes = homes_of(self.model)
@@ -68,6 +68,11 @@ class Emitter:
                 assert isinstance(old, nn.Module)
                 carry_attributes(old, module)
                 replace_module(homes, old, module)
+        for value in dropped:
+            assert value.module is not None
+            nothing = nn.Identity().train(value.module.training)
+            carry_attributes(value.module, nothing)
+            replace_module(homes, value.module, nothing)
         for edit in self.edited.values():
             edit.run()
         used = Used(self.nets, self.edited)

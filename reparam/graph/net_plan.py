@@ -32,6 +32,7 @@ class NetPlan:
         wraps: scales and shifts that a value takes over through passages.
         groups: each norm that was taken over, with those that share it.
         alone: why a norm was not taken over.
+        dropped: norms whose value nothing reads.
     """
 
     net: Net
@@ -48,6 +49,7 @@ class NetPlan:
     wraps: dict[Value, list[Wrap]] = field(default_factory=dict)
     groups: list[tuple[Value, list[Value]]] = field(default_factory=list)
     alone: dict[Value, Refusal] = field(default_factory=dict)
+    dropped: list[Value] = field(default_factory=list)
 
     def changed(self) -> list[Value]:
         """Materialised values into which others disappeared, in order of execution."""

@@ -51,6 +51,11 @@ class Operation:
         """Whether it returns its one input as it is."""
         return self.bias is None and len(self.terms) == 1 and all(conv.identity for conv in self.terms.values())
 
+    @property
+    def relays(self) -> bool:
+        """Whether it hands on every channel of its one input, in another layout perhaps."""
+        return self.hands_on or (len(self.terms) == 1 and all(conv.order is not None for conv in self.terms.values()))
+
     def numbers(self) -> Affine:
         """The formula with numbers."""
         terms = {

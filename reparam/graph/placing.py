@@ -9,7 +9,7 @@ all its inputs are known. In order of preference:
 - *edit*: the forward of one module is generated anew, which is also the place to ask for the rank of an input.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Container, Iterable, Mapping, Set
 from dataclasses import dataclass
 from enum import Enum
 from typing import final
@@ -75,10 +75,13 @@ def place(
     inlined: Mapping[Value, None],
     site: Site,
     dead: Set[Value],
+    shared: Container[Value] = (),
 ) -> Place | Refusal:
-    """Where to compute ``formula`` as the value of ``reader``, or why nowhere."""
+    """Where to compute ``formula`` as the value of ``reader``, or why nowhere; not where ``shared`` values stand."""
     if any(conv.fill is not None and not conv.never_outside for conv in formula.terms.values()):
         return Refusal("pad", "no torch convolution pads by one constant per channel")
+    if any(conv.order is not None for conv in formula.terms.values()):
+        return Refusal("layout", "its axes stand in another order than those of its input")
     members = [*absorbed(operations, inlined, reader), reader]
     crossing = site.crossing(members)
     covered = [value for member in members for value in operations[member].covers]
@@ -95,10 +98,12 @@ def place(
         return Refusal("used_elsewhere", f"the shape of {looked_at.name} at {looked_at.path or 'the root'} is read")
     chain = len(operations[path[-1]].terms) == 1
     if chain:
-        swap = _swap(path, operations, site)
+        swap = _swap(path, operations, site, shared)
         if swap is not None and not site.exposed(members, covered, swap):
             return swap
-    candidates = sorted(path, key=lambda v: _size(operations[v]), reverse=True) if chain else path[::-1]
+    candidates = [value for value in (path if chain else path[::-1]) if value not in shared]
+    if chain:
+        candidates.sort(key=lambda v: _size(operations[v]), reverse=True)
     reasons = []
     for at in candidates:
         result = _edit(at, path, formula, operations, inlined, site, dead)
@@ -115,7 +120,9 @@ def _size(operation: Operation) -> tuple[bool, int, int]:
     return (not conv.diagonal, conv.taps, conv.in_channels * conv.out_channels // max(conv.groups, 1))
 
 
-def _swap(path: list[Value], operations: Mapping[Value, Operation], site: Site) -> Place | None:
+def _swap(
+    path: list[Value], operations: Mapping[Value, Operation], site: Site, shared: Container[Value]
+) -> Place | None:
     """A convolution of a chain is a child that can be replaced, and the other values can hand on their input."""
     if any(site.passable(value) for value in path if value.module is None):
         return None
@@ -127,6 +134,7 @@ def _swap(path: list[Value], operations: Mapping[Value, Operation], site: Site) 
         if value.module is not None
         and not next(iter(operations[value].terms.values())).diagonal
         and not (operations[value].looked_at and value is not path[0])
+        and value not in shared
     ]
     if not convs:
         return None

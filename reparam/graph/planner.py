@@ -10,12 +10,14 @@ from typing import Final, final
 
 from reparam.algebra import Affine, Refusal
 from reparam.cost import Cost
+from reparam.graph.behind import Behind
 from reparam.graph.draft import Draft
 from reparam.graph.lift import Known, Lifting
 from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.operation import absorbed
-from reparam.graph.placing import Place, Site, place
+from reparam.graph.placing import Site, place
+from reparam.graph.spreading import Spreading
 from reparam.graph.through import Through
 from reparam.graph.worth import EPSILON, Worth
 
@@ -29,10 +31,12 @@ class _Planner:
     def __init__(self, draft: Draft, cost: Cost) -> None:
         self.draft = draft
         self.plan = draft.plan
-        self.worth = Worth(cost, self.plan.sizes, dict(self.plan.formulas))
+        self.worth = Worth(cost, self.plan.sizes, self.draft.original)
+        self.behind = Behind(self.draft, self.worth)
 
     def run(self) -> NetPlan:
         order = list(self.plan.operations)
+        spreading = Spreading(self.draft, self.worth)
         for turn in range(8):
             changed = False
             for value in order:
@@ -40,7 +44,7 @@ class _Planner:
                     changed |= self._improve(value)
             for value in order:
                 if value not in self.plan.inlined and len(self.draft.readers.get(value, ())) > 1:
-                    changed |= self._spread(value)
+                    changed |= spreading.spread(value)
             if not changed:
                 break
         for value, operation in self.plan.operations.items():
@@ -50,14 +54,25 @@ class _Planner:
         for value in order:
             if value not in self.plan.inlined:
                 through.absorb(value)
+        for value in list(self.plan.places):
+            if self._is_wasteful(value):
+                self.draft.take_back(value)
+        self.draft.drop_unread()
         return self.plan
+
+    def _is_wasteful(self, value: Value) -> bool:
+        """Whether a scale and shift of the last axis would need a whole matrix."""
+        terms = self.plan.formulas[value].terms.values()
+        return value not in self.plan.wraps and all(conv.diagonal and conv.axes == 0 for conv in terms)
 
     def _make(self, value: Value) -> None:
         """Compute a weight once that the forward computes at every call."""
         if self.draft.movable(value):
             return
         formula = self.plan.formulas[value]
-        where = place(value, formula, self.plan.operations, self.plan.inlined, self.draft.site, self.plan.dead)
+        where = place(
+            value, formula, self.plan.operations, self.plan.inlined, self.draft.site, self.plan.dead, self.plan.spread
+        )
         if isinstance(where, Refusal):
             self.plan.alone[value] = where.at(value.path, value.name)
         else:
@@ -104,8 +119,7 @@ class _Planner:
         chosen: dict[Value, None] = {}
         formula, refusal = self.draft.step(self.plan.formulas[reader], seed, reader, chosen)
         if refusal is not None:
-            self.draft.refuse(seed, reader, refusal)
-            return False
+            return self._look_behind(reader, seed, refusal)
         pending = [root for root in formula.terms if isinstance(root, Value)]
         grown = True
         while pending and len(chosen) < REACH:
@@ -139,12 +153,31 @@ class _Planner:
         if not chosen or self._only_arithmetic((*chosen, reader)):
             return False
         refusal = self.worth.gain({v: self.plan.formulas[v] for v in (*chosen, reader)}, {reader: formula})
+        if refusal is None and any(conv.order is not None for conv in formula.terms.values()):
+            refusal = Refusal("layout", "its axes stand in another order than those of its input")
         if refusal is not None:
-            if seed in chosen:
-                self.draft.refuse(seed, reader, refusal)
-            return False
+            return self._look_behind(reader, seed, refusal)
+        return self._commit(reader, seed, chosen, formula)
+
+    def _look_behind(self, reader: Value, seed: Value, refusal: Refusal) -> bool:
+        """A step that was refused may be exact, or pay, together with what lies behind it."""
+        found = self.behind.steps(reader, seed) if refusal.rule in ("cost", "border_rule", "layout") else None
+        if found is not None:
+            chosen, formula = self._prune(reader, *found)
+            if seed in chosen and self._commit(reader, seed, chosen, formula):
+                return True
+        self.draft.refuse(seed, reader, refusal)
+        return False
+
+    def _commit(self, reader: Value, seed: Value, chosen: dict[Value, None], formula: Affine) -> bool:
         where = place(
-            reader, formula, self.plan.operations, self.plan.inlined | chosen, self.draft.site, self.plan.dead
+            reader,
+            formula,
+            self.plan.operations,
+            self.plan.inlined | chosen,
+            self.draft.site,
+            self.plan.dead,
+            self.plan.spread,
         )
         if isinstance(where, Refusal):
             self.draft.refuse(seed, reader, where)
@@ -262,38 +295,6 @@ class _Planner:
                 return None
             formula = result
             done[root] = None
-
-    def _spread(self, value: Value) -> bool:
-        """Let a value with several readers disappear into all of them."""
-        if self.draft.may_vanish(value) is not None:
-            return False
-        readers = list(self.draft.readers[value])
-        if any(self.draft.stays(reader) is not None for reader in readers):
-            return False
-        before = {value: self.plan.formulas[value]} | {r: self.plan.formulas[r] for r in readers}
-        after: dict[Value, Affine] = {}
-        for reader in readers:
-            result = self.draft.inline(self.plan.formulas[reader], value, reader, {})
-            if isinstance(result, Refusal):
-                self.draft.refuse(value, reader, result)
-                return False
-            after[reader] = result
-        refusal = self.worth.gain(before, after)
-        if refusal is not None:
-            self.draft.refuse(value, readers[0], refusal)
-            return False
-        inlined = self.plan.inlined | {value: None}
-        places: dict[Value, Place] = {}
-        for reader, formula in after.items():
-            where = place(reader, formula, self.plan.operations, inlined, self.draft.site, self.plan.dead)
-            if isinstance(where, Refusal):
-                self.draft.refuse(value, reader, where)
-                return False
-            places[reader] = where
-        for reader, formula in after.items():
-            self.draft.commit(reader, formula, {value: None}, places[reader])
-        self.plan.spread[value] = readers
-        return True
 
 
 def plan_net(

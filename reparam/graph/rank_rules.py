@@ -53,6 +53,24 @@ def of_letters(letters: str) -> Rank:
     return Rank(len(letters) - 1) if "." in letters else Rank(len(letters), len(letters))
 
 
+def permutation(value: Value, rank: int | None) -> tuple[int, ...] | None:
+    """The order of axes that ``permute`` or ``transpose`` gives a value of a known rank; None for other operations."""
+    name = name_of(value)
+    if name == "permute":
+        dims = argument(value, 1, "dims")
+        dims = tuple(dims) if isinstance(dims, list | tuple) else value.args[1:]
+        found = all(isinstance(d, int) for d in dims) and rank in (None, len(dims))
+        return tuple(d % len(dims) for d in dims) if found and dims else None
+    if name in ("transpose", "swapaxes") and rank is not None:
+        first, second = argument(value, 1, "dim0"), argument(value, 2, "dim1")
+        if not isinstance(first, int) or not isinstance(second, int) or not {first, second} <= set(range(-rank, rank)):
+            return None
+        axes = list(range(rank))
+        axes[first], axes[second] = axes[second], axes[first]
+        return tuple(axes)
+    return None
+
+
 def spatial_axes(value: Value) -> int:
     """Axes over which a convolution or pooling runs; 0 for other operations."""
     name, kind = name_of(value), stock(value.module)

@@ -5,11 +5,21 @@ from typing import Final
 
 from torch import Tensor, fx, nn
 
-from reparam.graph.calls import ACTIVATIONS, DROPOUTS, name_of, stock, tensor_input
+from reparam.graph.calls import ACTIVATIONS, DROPOUTS, argument, name_of, stock, tensor_input
 from reparam.graph.matrices import product, subscripts
 from reparam.graph.net import Net, Value
 from reparam.graph.proxy import PLAIN
-from reparam.graph.rank_rules import RULES, SPATIAL_MODULES, UNKNOWN, Rank, flattened, of, of_letters, spatial_axes
+from reparam.graph.rank_rules import (
+    RULES,
+    SPATIAL_MODULES,
+    UNKNOWN,
+    Rank,
+    flattened,
+    of,
+    of_letters,
+    permutation,
+    spatial_axes,
+)
 from reparam.graph.shapes import Shape
 from reparam.graph.sizes import size_of
 
@@ -80,6 +90,12 @@ def _demanded(value: Value) -> tuple[Value | None, Rank]:
         return size.source, Rank(size.axis + 1 if size.axis >= 0 else -size.axis)
     if name_of(value) == "getitem" and isinstance(value.args[1], tuple):
         return source, Rank(sum(part is not None and part is not Ellipsis for part in value.args[1]))
+    if name_of(value) in ("transpose", "swapaxes"):
+        dims = [d for d in (argument(value, 1, "dim0"), argument(value, 2, "dim1")) if isinstance(d, int)]
+        return source, Rank(max((d + 1 if d >= 0 else -d for d in dims), default=0))
+    if name_of(value) == "permute":
+        order = permutation(value, None)
+        return source, UNKNOWN if order is None else Rank(len(order), len(order))
     if name_of(value) == "mm":
         return source, Rank(2, 2)
     found = product(value)

@@ -23,7 +23,7 @@ from reparam.graph.planner import plan_net
 from reparam.graph.reader import read
 from reparam.graph.reading import reading
 from reparam.graph.site import Limits
-from reparam.graph.summary import describe, left
+from reparam.graph.summary import describe, dropped, left
 from reparam.graph.used import makers_only
 from reparam.report import Plan
 
@@ -51,6 +51,7 @@ class Session:
     def summary(self, errors: Mapping[Value, float] | None = None, failed: Iterable[Refusal] = ()) -> Plan:
         """The plan for a reader."""
         regions = [describe(plan, value, (errors or {}).get(value)) for plan, value in self.regions()]
+        regions += [dropped(plan, value) for plan in self.plans for value in plan.dropped]
         alone = [*failed, *left(self.reading, self.plans)]
         return Plan(tuple(regions), tuple(alone), self.model, self.options, apply)
 
@@ -112,7 +113,8 @@ class Session:
         if check:
             failed += self._check_groups(ready, errors)
         summary = self.summary(errors, failed)
-        Emitter(self.model, self.reading.nets).apply(_without_entangled(ready))
+        unread = [value for plan in self.plans for value in plan.dropped]
+        Emitter(self.model, self.reading.nets).apply(_without_entangled(ready), unread)
         return summary
 
 

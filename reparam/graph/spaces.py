@@ -23,7 +23,7 @@ from reparam.graph.kinds import (
 from reparam.graph.matrices import channel_axes, product, subscripts
 from reparam.graph.net import Net, Value
 from reparam.graph.passages import spread
-from reparam.graph.rank_rules import UNKNOWN, Rank
+from reparam.graph.rank_rules import UNKNOWN, Rank, permutation
 from reparam.graph.ranks import infer_ranks
 from reparam.graph.shapes import Shape
 from reparam.graph.space import Space
@@ -58,7 +58,7 @@ def _settle(net: Net, spaces: dict[Value, Space], ranks: Mapping[Value, Rank], s
         for value in net.values:
             _forward(value, spaces, ranks)
         for value in reversed(net.values):
-            _backward(value, spaces, shapes)
+            _backward(value, spaces, shapes, ranks)
         spread(net.values, spaces)
         if len(spaces) == before:
             break
@@ -163,6 +163,11 @@ def _inherited(
         return known if first is not None and name_of(first) in NORMS else None  # one of three results
     if name == "einsum":
         return einsum_scale(value)
+    order = permutation(value, ranks.get(value, UNKNOWN).exact)
+    if order is not None:
+        if known is None or len(order) <= known.axes:
+            return None
+        return Space(known.channels, len(order) - 1 - order.index(len(order) - 1 - known.axes))
     if name not in SUMS and name not in PRODUCTS:
         return None
     operands = [a for a in value.args[:2] if not isinstance(a, str)]
@@ -228,11 +233,17 @@ def einsum_scale(value: Value) -> Space | None:
     return None if axes is None else Space(parsed[2].shape[0], axes)
 
 
-def _backward(value: Value, spaces: dict[Value, Space], shapes: Mapping[Value, Shape]) -> None:
+def _backward(
+    value: Value, spaces: dict[Value, Space], shapes: Mapping[Value, Shape], ranks: Mapping[Value, Rank]
+) -> None:
     if value not in spaces:
         return
     first, space = tensor_input(value), spaces[value]
-    if first is not None and (passes_on(value) or _is_spatial(value, space)):
+    rank = ranks.get(value, UNKNOWN).exact
+    order = permutation(value, rank)
+    if first is not None and order is not None and len(order) > space.axes:
+        spaces.setdefault(first, Space(space.channels, len(order) - 1 - order[len(order) - 1 - space.axes]))
+    elif first is not None and (passes_on(value) or _is_spatial(value, space)):
         spaces.setdefault(first, space)
     elif name_of(value) in SUMS or name_of(value) in PRODUCTS:
         for operand in value.inputs:

@@ -8,6 +8,7 @@ from reparam.algebra import Conv, Refusal
 from reparam.cost import affine_work
 from reparam.graph.net import Reading, Value
 from reparam.graph.net_plan import NetPlan
+from reparam.graph.placing import Mode
 from reparam.graph.scale import is_scale
 from reparam.report import Region
 
@@ -33,6 +34,21 @@ def describe(plan: NetPlan, value: Value, error: float | None) -> Region:
         macs_after=work_after.macs / scale,
         how=place.mode.value,
         error=error,
+    )
+
+
+def dropped(plan: NetPlan, value: Value) -> Region:
+    """A norm whose value nothing reads."""
+    work = affine_work(plan.operations[value].structure, plan.sizes, plan.sizes[value])
+    return Region(
+        path=value.path,
+        before=(plan.operations[value].label,),
+        after=("nothing, for its value is not read",),
+        params_before=_parameters(value),
+        params_after=0,
+        macs_before=work.macs / (plan.sizes[value] or 1.0),
+        macs_after=0.0,
+        how=Mode.SWAP.value,
     )
 
 
@@ -81,7 +97,7 @@ def left(reading: Reading, plans: Iterable[NetPlan]) -> list[Refusal]:
             if not gone and refusal.rule != "boundary" and value in plan.formulas[reader].terms:
                 add(refusal)
         for value, operation in plan.operations.items():
-            if operation.norm and value not in plan.inlined and value not in plan.places:
+            if operation.norm and not any(value in done for done in (plan.inlined, plan.places, plan.dropped)):
                 add(_lonely(plan, value))
     return list(found.values())
 

@@ -37,7 +37,7 @@ class Through:
         if not conv.diagonal or (conv.identity and not formula.biased) or not isinstance(root, Value):
             return
         spaces, operations = self.plan.known.spaces, self.plan.operations
-        if (root in operations and not operations[root].hands_on) or norm not in spaces:
+        if (root in operations and not operations[root].relays) or norm not in spaces:
             back: list[tuple[Value, Wrap]] | Refusal = Refusal("norm", "")
         else:
             back = producers(norm, root, spaces, operations, self._reading)
@@ -70,6 +70,9 @@ class Through:
             stays = self.draft.stays(value)
             if stays is not None:
                 return stays
+            gone = next((p for p in wrap.passages if p in self.plan.inlined), None)
+            if gone is not None:
+                return Refusal("used_elsewhere", f"{gone.name} at {gone.path} became part of another operation")
             span = sorted((value.index, norm.index))
             moved = (value, norm, *wrap.passages)
             if value.mode != norm.mode or not self.plan.known.effects.stable(moved, span[0], span[1]):
@@ -89,7 +92,15 @@ class Through:
             return Refusal("place", reason)
         places: dict[Value, Place] = {}
         for value, formula in after.items():
-            where = place(value, formula, self.plan.operations, self.plan.inlined, self.draft.site, self.plan.dead)
+            where = place(
+                value,
+                formula,
+                self.plan.operations,
+                self.plan.inlined,
+                self.draft.site,
+                self.plan.dead,
+                self.plan.spread,
+            )
             if isinstance(where, Refusal):
                 return where
             places[value] = where
@@ -118,7 +129,7 @@ def producers(
         value, start, behind = pending.pop()
         if readers(value) != 1:
             return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is read more than once")
-        if value in operations and not operations[value].hands_on:
+        if value in operations and not operations[value].relays:
             space = spaces[value]
             found.append((value, Wrap(norm, start, space.channels, None, behind)))
             continue
@@ -138,9 +149,9 @@ def consumer(norm: Value, spaces: Spaces, operations: Mapping[Value, Operation])
         if len(value.users) != 1 or value.returned:
             return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is read more than once")
         (user,) = value.users
-        if user in operations:
+        if user in operations and not operations[user].relays:
             break
-        inputs = parts(user, spaces)
+        inputs = [(next(iter(operations[user].terms)), 0)] if user in operations else parts(user, spaces)
         if inputs is None or len(inputs) != 1 or inputs[0][0] is not value:
             return Refusal("norm", f"{user.name} at {user.path or 'the root'} lies behind it and is not linear")
         passages.append(user)

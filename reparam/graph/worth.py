@@ -51,6 +51,13 @@ class Worth:
             return Refusal("cost", f"the merged operation costs {ratio:.2f} times as much", "pass another cost")
         return None
 
+    def saved(self, before: Mapping[Value, Affine], after: Mapping[Value, Affine]) -> float:
+        """What a step saves, as a part of what there was; 0 if it is not worth it."""
+        if self.gain(before, after) is not None:
+            return 0.0
+        old = self.cost(self._sum(before))
+        return (old - self.cost(self._sum(after))) / abs(old) if old else 0.0
+
 
 def relative_sizes(net: Net, operations: Mapping[Value, Operation]) -> dict[Value, float]:
     """Spatial elements of every value, relative to the inputs of the net."""

@@ -10,6 +10,7 @@ from reparam.graph.leaves import SHARED, hooks
 from reparam.graph.lift.arithmetic import arithmetic_sum, channel_product, scale
 from reparam.graph.lift.base import Known, Lifted, Lifting, parametrized_in_training
 from reparam.graph.lift.convs import conv_function, conv_module, conv_transpose_module
+from reparam.graph.lift.layouts import order
 from reparam.graph.lift.linear import linear_function, linear_module
 from reparam.graph.lift.norms import norm_function, norm_module
 from reparam.graph.lift.pads import framed_pad, pad
@@ -26,6 +27,7 @@ LIFTINGS: Final[tuple[Lifting, ...]] = (
     linear_module,
     conv_transpose_module,
     passes_through,
+    order,
     arithmetic_sum,
     scale,
     conv_function,

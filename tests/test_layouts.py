@@ -1,0 +1,167 @@
+"""Channels first and last in one net, steps that pay only together, and values that go into all their readers."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+import reparam
+from reparam.algebra import Refusal, branch_sum, conv_after_conv, diagonal, permuted, pointwise
+from reparam.algebra.conv import Conv
+
+
+def wide(model: nn.Module) -> nn.Module:
+    """Statistics and weights far from the defaults, in float64."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    return model.double().eval()
+
+
+def becomes(model: nn.Module, x: Tensor, layers: int, norms: int = 0) -> nn.Module:
+    """The fused model, which gives the same with so many layers and norms."""
+    fused = reparam.fuse(model)
+    expected = model(x).detach()
+    assert torch.allclose(fused(x), expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
+    found = [m for m in fused.modules() if isinstance(m, _ConvNd | nn.Linear)]
+    assert len(found) == layers
+    assert sum(isinstance(m, _BatchNorm) for m in fused.modules()) == norms
+    return fused
+
+
+# --- algebra ---------------------------------------------------------------------------------------------------------
+
+
+def test_orders_compose_and_cancel() -> None:
+    first = permuted(8, 2, (0, 2, 3, 1))
+    turned = conv_after_conv(permuted(8, 0, (1, 0, 2, 3)), first)
+    assert isinstance(turned, Conv)
+    x = torch.randn(2, 8, 3, 5)
+    assert turned.order is not None
+    assert torch.equal(x.permute(turned.order), x.permute(0, 2, 3, 1).permute(1, 0, 2, 3))
+    back = conv_after_conv(permuted(8, 0, (0, 3, 1, 2)), first)
+    assert isinstance(back, Conv)
+    assert back.identity
+    assert back.axes == 2
+
+
+def test_a_matrix_between_two_orders_is_a_matrix() -> None:
+    weight = torch.randn(6, 8, dtype=torch.float64)
+    inner = conv_after_conv(pointwise(6, 8, 0, weight=weight), permuted(8, 2, (0, 2, 3, 1)))
+    assert isinstance(inner, Conv)
+    whole = conv_after_conv(permuted(6, 0, (0, 3, 1, 2)), inner)
+    assert isinstance(whole, Conv)
+    assert (whole.order, whole.axes) == (None, 2)
+
+
+def test_orders_just_outside() -> None:
+    conv = Conv(8, 8, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1))
+    order = permuted(8, 2, (0, 2, 3, 1))
+    assert isinstance(conv_after_conv(order, conv), Refusal)
+    assert isinstance(conv_after_conv(pointwise(8, 6, 0), order), Refusal)
+    assert isinstance(branch_sum([order, diagonal(8, 2)]), Refusal)
+    with pytest.raises(ValueError, match="order"):
+        Conv(8, 8, (3,), (1,), (1,), (0,), (0,), order=(0, 2, 1))
+
+
+# --- nets ------------------------------------------------------------------------------------------------------------
+
+
+class LastMlp(nn.Module):
+    """Two linear layers with channels last, a norm and a scale with channels first."""
+
+    def __init__(self, tail: Callable[[Tensor], Tensor] = lambda y: y) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(8)
+        self.first, self.second = nn.Linear(8, 24), nn.Linear(24, 8)
+        self.behind, self.scale = nn.BatchNorm2d(8), nn.Parameter(torch.randn(8, 1, 1))
+        self.tail = tail
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x).permute(0, 2, 3, 1)
+        y = self.second(torch.relu(self.first(y))).permute(0, 3, 1, 2).contiguous()
+        return x + self.tail(self.behind(y)) * self.scale
+
+
+def test_norms_and_scales_of_a_net_with_channels_last() -> None:
+    becomes(wide(LastMlp()), torch.randn(2, 8, 5, 7, dtype=torch.float64), layers=2)
+
+
+class Tokens(nn.Module):
+    """A low-rank pair with channels first between layers with channels last, plus the input."""
+
+    def __init__(self, readers: int = 1, dims: tuple[int, int] = (1, 2)) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv1d(16, 4, 1), nn.Conv1d(4, 16, 1)
+        self.norm = nn.BatchNorm1d(16)
+        self.heads = nn.ModuleList(nn.Linear(16, 16) for _ in range(readers))
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = x.transpose(*self.dims)
+        y = self.norm(self.up(self.down(y)) + y).transpose(*self.dims)
+        return torch.stack([torch.tanh(head(y)) for head in self.heads])
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_what_pays_only_together_goes_into_all_readers(readers: int) -> None:
+    fused = becomes(wide(Tokens(readers)), torch.randn(2, 7, 16, dtype=torch.float64), layers=readers)
+    assert all(isinstance(layer, nn.Linear) for layer in fused.heads)
+
+
+def test_a_reader_more_keeps_the_norm_where_it_is() -> None:
+    class Read(Tokens):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x.transpose(1, 2)).transpose(1, 2)
+            return self.heads[0](y) * torch.sigmoid(y)
+
+    model = wide(Read())
+    x = torch.randn(2, 7, 16, dtype=torch.float64)
+    assert torch.allclose(reparam.fuse(model)(x), model(x), atol=1e-12)
+
+
+def test_a_convolution_does_not_change_places_with_an_order() -> None:
+    class Strips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tall, self.point = nn.Conv2d(8, 8, (3, 1)), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.point(self.tall(x.transpose(2, 3)).transpose(2, 3))
+
+    model = wide(Strips())
+    x = torch.randn(2, 8, 6, 9, dtype=torch.float64)
+    assert torch.allclose(reparam.fuse(model)(x), model(x), atol=1e-12)
+
+
+def test_a_scale_of_the_last_axis_becomes_no_matrix() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.scale = nn.Linear(8, 8), nn.Parameter(torch.randn(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(torch.relu(self.linear(x)) * self.scale + self.scale)
+
+    becomes(wide(Scaled()), torch.randn(3, 8, dtype=torch.float64), layers=1)
+
+
+def test_a_chain_of_steps_that_save_nothing_stays_right() -> None:
+    class Pads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pad, self.conv = nn.ZeroPad2d((1, 0, 1, 0)), nn.Conv2d(4, 4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(self.pad(x))
+
+    model = nn.Sequential(*(Pads() for _ in range(40))).double().eval()
+    x = torch.randn(1, 4, 9, 8, dtype=torch.float64)
+    assert torch.allclose(reparam.fuse(model)(x), model(x), atol=1e-12)
