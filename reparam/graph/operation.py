@@ -26,6 +26,7 @@ class Operation:
         norm: whether it is a batch norm.
         generated: whether its weight is computed anew at every call.
         assumed_rank: rank of the input that the formula takes for granted; None: it holds for every rank.
+        copies: whether a call costs something where the formula is the identity (``x + 0``).
     """
 
     label: str
@@ -36,6 +37,7 @@ class Operation:
     norm: bool = False
     generated: bool = False
     assumed_rank: int | None = None
+    copies: bool = False
 
     @property
     def structure(self) -> Affine:

@@ -29,7 +29,8 @@ class _Planner:
     def __init__(self, draft: Draft, cost: Cost) -> None:
         self.draft = draft
         self.plan = draft.plan
-        self.worth = Worth(cost, self.plan.sizes, dict(self.plan.formulas))
+        copies = {value for value, operation in self.plan.operations.items() if operation.copies}
+        self.worth = Worth(cost, self.plan.sizes, dict(self.plan.formulas), copies)
 
     def run(self) -> NetPlan:
         order = list(self.plan.operations)

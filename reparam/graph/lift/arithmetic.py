@@ -48,7 +48,7 @@ def _combine(label: str, operands: Sequence[tuple[Any, float]], known: Known) ->
     bias: Numbers | None = None
     if biases:
         bias = lambda: torch.stack([vector() * factor for vector, factor in biases]).sum(0)  # noqa: E731
-    return Operation(label, terms, weights, bias)
+    return Operation(label, terms, weights, bias, copies=True)
 
 
 def arithmetic_sum(value: Value, known: Known) -> Lifted:
@@ -99,7 +99,7 @@ def scale(value: Value, known: Known) -> Lifted:
     if not isinstance(first, Value) or isinstance(second, Value):
         return Refusal("scale", "both factors depend on the input")
     if type(second) in (int, float) and second == 1:
-        return passed(first, known)
+        return replace(passed(first, known), label="scale", copies=True)
     space, factor = known.space(first), constant_vector(second, first, known)
     if factor is None or space is None:
         return Refusal("scale", "the factor is not one number per channel, or the channels are not known")
