@@ -728,6 +728,24 @@ def test_a_sum_with_zero_is_not_computed() -> None:
     becomes(ready(nn.Sequential(NothingAdded(), NothingAdded())), *map(images, SIZES), conv=2, calls=4)
 
 
+class NormBeforeTokens(nn.Module):
+    """A residual branch with its norm in front; the sizes of the image are read from the normed value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mix = nn.BatchNorm2d(C), nn.Linear(C, C, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x.relu())
+        batch, channels, height, width = y.shape
+        tokens = self.mix(y.flatten(2).transpose(-2, -1)).softmax(-1)
+        return x.relu() + tokens.transpose(-2, -1).reshape(batch, channels, height, width)
+
+
+def test_a_norm_goes_into_the_tokens_behind_it() -> None:
+    becomes(ready(NormBeforeTokens()), *map(images, SIZES), norm=0, norms=0, linear=1)
+
+
 # --- the same everywhere --------------------------------------------------------------------------
 
 
