@@ -1240,6 +1240,42 @@ def test_a_forward_for_after_fusing_becomes_right() -> None:
     same(model[0].before_norm, fused[0].before_norm, X)
 
 
+class Tower(nn.Module):
+    """Blocks in blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Sequential(Block(), Block()), Block()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class SharedTower(nn.Module):
+    """A head that every level goes through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower, self.levels = Tower(), nn.ModuleList([Block(), Block()])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.tower(level(x)) for level in self.levels]
+
+
+def test_blocks_inside_of_a_shared_or_hooked_module_are_fused() -> None:
+    """They are called once by it, however often it is called itself."""
+    fused = stays_right(SharedTower())
+    assert owned(fused)["norms"] == 0
+    assert owned(fused)["convs"] == 6
+    hooked = Tower()
+    hooked.register_forward_hook(lambda module, inputs, output: output * 2)
+    fused = stays_right(hooked)
+    assert owned(fused)["norms"] == 0
+    assert owned(fused)["convs"] == 4
+
+
 def test_keyword_calls() -> None:
     class Inner(Two):
         def forward(self, *, image: Tensor, scale: float = 1.0) -> Tensor:
