@@ -101,13 +101,16 @@ def affine_work(formula: Affine, sizes: Mapping[Any, float], size_out: float) ->
     return work + Work(traffic=3 * channels * size_out * extra, launches=extra)
 
 
-def operation_work(formula: Affine, sizes: Mapping[Any, float], size_out: float) -> Work:
-    """Work of one operation as it stands in a net: one launch, whatever its formula."""
+def operation_work(formula: Affine, sizes: Mapping[Any, float], size_out: float, passes: bool = False) -> Work:
+    """Work of one operation as it stands in a net: one launch, whatever its formula.
+
+    ``passes`` says that it runs even where its formula is the identity, as ``x + 0`` does and ``nn.Identity`` does not.
+    """
     convs = [(root, conv) for root, conv in formula.terms.items() if not conv.identity]
     if len(formula.terms) == 1:
         if not convs:
-            shifted = formula.biased
-            return Work(traffic=2 * (formula.channels or 1) * size_out * shifted, launches=int(shifted))
+            runs = formula.biased or passes
+            return Work(traffic=2 * (formula.channels or 1) * size_out * runs, launches=int(runs))
         ((root, conv),) = convs
         if conv.moves:
             return Work(launches=1)  # a view

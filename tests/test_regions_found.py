@@ -708,6 +708,44 @@ def test_two_roots_in_one_sum() -> None:
     becomes(ready(TwoRootsInside()), *map(images, SIZES), conv=2, norm=0, add=1, norms=0)
 
 
+class NothingAdded(nn.Module):
+    """A branch that is missing is the number 0, and a gain that is off is the number 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv_norm(3), conv_norm(1), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        skipped = 0 if self.c is None else self.c(x)
+        y = (self.a(x) + self.b(x) + skipped) * 1
+        y += skipped
+        return y.relu()
+
+
+def test_a_sum_with_zero_is_not_computed() -> None:
+    """One convolution and the activation: `+ 0` and `* 1` are passes over the tensor, too."""
+    becomes(ready(NothingAdded()), *map(images, SIZES), **ONE, calls=2, norms=0)
+    becomes(ready(nn.Sequential(NothingAdded(), NothingAdded())), *map(images, SIZES), conv=2, calls=4)
+
+
+class NormBeforeTokens(nn.Module):
+    """A residual branch with its norm in front; the sizes of the image are read from the normed value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mix = nn.BatchNorm2d(C), nn.Linear(C, C, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x.relu())
+        batch, channels, height, width = y.shape
+        tokens = self.mix(y.flatten(2).transpose(-2, -1)).softmax(-1)
+        return x.relu() + tokens.transpose(-2, -1).reshape(batch, channels, height, width)
+
+
+def test_a_norm_goes_into_the_tokens_behind_it() -> None:
+    becomes(ready(NormBeforeTokens()), *map(images, SIZES), norm=0, norms=0, linear=1)
+
+
 # --- the same everywhere --------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ Every net here stands beside a plain block (`nets.Beside`): the block must be fu
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -1135,6 +1136,144 @@ class MixedOutputs(Two):
 )
 def test_tuple_dict_and_dataclass_inputs_and_outputs(net: type[nn.Module], calls: list[Any]) -> None:
     stays_right(net(), *calls)
+
+
+class Ordered(collections.OrderedDict[str, Tensor]):
+    """As the outputs of transformers are: a dict that is indexed by position, too."""
+
+    def __getitem__(self, key: Any) -> Tensor:
+        return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
+
+
+class Levels(list[Tensor]):
+    """A list of another class."""
+
+
+class SubclassesOut(Two):
+    """A parent that reads a dict by position, and hands a list on."""
+
+    def __init__(self, kind: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.kind, self.norm = kind, nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.kind((self.a(x) + self.b(x)).relu())
+
+
+class ReadsByPosition(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.block = SubclassesOut(lambda y: Ordered(last=y)), Block()
+
+    def forward(self, x: Tensor) -> Any:
+        return Levels([self.block(self.inner(x)[0])])
+
+
+def test_classes_of_outputs_are_kept() -> None:
+    """A generated forward would return plain dicts and lists."""
+    for kind in (lambda y: Ordered(last=y), lambda y: collections.OrderedDict(last=y), lambda y: Levels([y])):
+        stays_right(SubclassesOut(kind))
+    fused = stays_right(ReadsByPosition())
+    assert is_fused(fused.odd.block)
+
+
+def test_a_mapping_that_is_indexed_by_position() -> None:
+    """Its reader is read, although no key of the structure is the number."""
+    stays_right(ReadsByPosition(), images(SIZES[1]))
+
+
+def gives_more(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that gives an optional argument itself."""
+
+    @functools.wraps(forward)
+    def wrapper(self: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+        return forward(self, *arguments, **{**keywords, "deep": True})
+
+    return wrapper
+
+
+class Decorated(Two):
+    @gives_more
+    def forward(self, x: Tensor, deep: bool | None = None, other: Tensor | None = None) -> Tensor:
+        return self.a(x) if deep else self.b(x)
+
+
+def test_a_decorator_that_gives_an_argument() -> None:
+    """It is not given twice while the forward is read."""
+    model = ready(nn.Sequential(Decorated(), nn.BatchNorm2d(C)))
+    assert [refusal for refusal in reparam.plan(model).left if refusal.rule == "unread"] == []
+    fused = fuse_purely(model)
+    assert owned(fused)["norms"] == 0
+    same(model, fused, X)
+
+
+class FusedByName(nn.Module):
+    """As convolutions of detectors are written: the forward for after fusing stands beside the other one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.act = conv(3), nn.BatchNorm2d(C), nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+    def forward_fuse(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x))
+
+
+class NamedOtherwise(FusedByName):
+    """The same method, which could be anything: users may want the value in front of the norm."""
+
+    def before_norm(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def test_a_forward_for_after_fusing_becomes_right() -> None:
+    model = ready(nn.Sequential(FusedByName(), FusedByName()))
+    fused = fuse_purely(model)
+    assert owned(fused)["norms"] == 0
+    same(model, fused, X)
+    same(model[0], fused[0].forward_fuse, X)
+    model = ready(nn.Sequential(NamedOtherwise()))
+    fused = fuse_purely(model)
+    assert owned(fused)["norms"] == 1
+    same(model[0].before_norm, fused[0].before_norm, X)
+
+
+class Tower(nn.Module):
+    """Blocks in blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Sequential(Block(), Block()), Block()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class SharedTower(nn.Module):
+    """A head that every level goes through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower, self.levels = Tower(), nn.ModuleList([Block(), Block()])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.tower(level(x)) for level in self.levels]
+
+
+def test_blocks_inside_of_a_shared_or_hooked_module_are_fused() -> None:
+    """They are called once by it, however often it is called itself."""
+    fused = stays_right(SharedTower())
+    assert owned(fused)["norms"] == 0
+    assert owned(fused)["convs"] == 6
+    hooked = Tower()
+    hooked.register_forward_hook(lambda module, inputs, output: output * 2)
+    fused = stays_right(hooked)
+    assert owned(fused)["norms"] == 0
+    assert owned(fused)["convs"] == 4
 
 
 def test_keyword_calls() -> None:

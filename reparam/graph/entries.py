@@ -7,6 +7,7 @@ generated anew would leave it behind.
 
 import dis
 import inspect
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from types import CodeType, FrameType, FunctionType
@@ -22,6 +23,7 @@ from reparam.graph.unread import Unread
 
 ENTRY_NAMES: Final = ("forward_", "get_", "extract", "encode", "decode", "features")
 OWN: Final = frozenset(name for name in dir(nn.Module)) | {"forward"}
+AFTER_FUSING: Final = re.compile("forward.*(fus|deploy|reparam)|(fus|deploy|reparam).*forward")
 
 
 @final
@@ -149,12 +151,19 @@ def _reached(kind: type) -> set[str]:
 
 
 def _uncalled(kind: type) -> Iterator[tuple[str, frozenset[str]]]:
+    """Methods that the forward does not call, with the children that they call.
+
+    One that is named as the forward of a fused module (``forward_fuse``) is left out: it is right once the norms that
+    it skips are folded.
+    """
     reached = _reached(kind)
     for base in kind.__mro__:
         if base.__module__.startswith("torch.nn.modules"):
             return
         for name, function in vars(base).items():
             if name in reached or name in OWN or name.startswith("__") or not isinstance(function, FunctionType):
+                continue
+            if AFTER_FUSING.search(name):
                 continue
             required = function.__code__.co_argcount - 1 - len(function.__defaults__ or ())
             if required > 0:

@@ -27,7 +27,8 @@ class Operation:
         generated: whether its weight is computed anew at every call.
         assumed_rank: rank of the input that the formula takes for granted; None: it holds for every rank.
         looked_at: whether its shape is read, so that a value of the same shape, or batch, must take its place.
-        arithmetic: whether it is a sum or product written out, which by itself is no reason for a convolution.
+        arithmetic: whether it is a sum or product written out: no reason for a convolution by itself, and a pass over
+            the tensor also where the formula is the identity (``x + 0``).
     """
 
     label: str

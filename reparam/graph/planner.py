@@ -31,7 +31,8 @@ class _Planner:
     def __init__(self, draft: Draft, cost: Cost) -> None:
         self.draft = draft
         self.plan = draft.plan
-        self.worth = Worth(cost, self.plan.sizes, self.draft.original)
+        passes = {value for value, operation in self.plan.operations.items() if operation.arithmetic}
+        self.worth = Worth(cost, self.plan.sizes, self.draft.original, passes)
         self.behind = Behind(self.draft, self.worth)
 
     def run(self) -> NetPlan:

@@ -121,7 +121,7 @@ def _indexed(value: Value, known: Rank, ranks: Mapping[Value, Rank]) -> Rank:
     if maker in TUPLES:
         whole = of(source.args[0], ranks)
         return whole.plus(-1) if maker == "unbind" else whole
-    if source not in ranks:
+    if not isinstance(source, Value) or source not in ranks:
         return UNKNOWN
     change = 0
     for part in index if isinstance(index, tuple) else (index,):

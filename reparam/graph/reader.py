@@ -29,6 +29,7 @@ class _Reader:
         self.calls = calls
         self.traces: dict[Any, Trace | Unread] = {}
         self.shared: set[int] = set()
+        self.sites: set[tuple[int, int, str]] = set()  # one call in a module that is itself called twice is one
         self.unread: dict[str, Unread] = {}
         self.opaque: dict[str, str] = {}
         self.pending: list[tuple[nn.Module, str]] = []
@@ -43,7 +44,7 @@ class _Reader:
             self.shared |= repeated
 
     def _read_all(self) -> tuple[Reading, Counter[int]]:
-        self.unread, self.opaque = {}, {}
+        self.unread, self.opaque, self.sites = {}, {}, set()
         calls: Counter[int] = Counter()
         nets: list[Net] = []
         seen: set[int] = set()
@@ -93,20 +94,21 @@ class _Reader:
         net.result = self._run(net, root, calls)
         for value in values_in(net.result):
             value.returned = True
-        called = {id(frame.module) for frame in net.frames} | {
-            id(value.module) for value in net.values if value.module is not None
-        }
-        self._uncalled_later(module, path, called)
+        whole = {id(value.module) for value in net.values if value.module is not None}
+        self._uncalled_later(module, path, {id(frame.module) for frame in net.frames} | whole, whole)
         return net
 
-    def _uncalled_later(self, module: nn.Module, path: str, called: set[int]) -> None:
-        """Children that the forward does not reach are read on their own: heads used in training, entry points."""
+    def _uncalled_later(self, module: nn.Module, path: str, called: set[int], whole: set[int]) -> None:
+        """Children that the forward does not reach are read on their own: heads used in training, entry points.
+
+        What is ``whole`` is one operation of the net, and its children are read with it.
+        """
         for name, child in module.named_children():
             below = f"{path}.{name}" if path else name
-            if is_leaf(child):
+            if is_leaf(child) or id(child) in whole:
                 continue
             if any(id(descendant) in called for descendant in child.modules()):
-                self._uncalled_later(child, below, called)
+                self._uncalled_later(child, below, called, whole)
             else:
                 self.pending.append((child, below))
 
@@ -162,7 +164,9 @@ class _Reader:
     ) -> Any:
         """Open a call of a child; returns its result, or ``NOTHING`` if it stays one operation."""
         stateful = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
-        if stateful:
+        site = (id(module), id(frame.module), node.name)
+        if stateful and site not in self.sites:
+            self.sites.add(site)
             calls[id(module)] += 1
         path = f"{frame.path}.{node.target}" if frame.path else str(node.target)
         if is_leaf(module):

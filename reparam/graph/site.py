@@ -161,6 +161,8 @@ class Limits:
             return "its forward was read for the sizes of the example inputs only"
         if frame.trace.cache:
             return f"its forward fills {frame.trace.cache}"
+        if frame.trace.recast:
+            return f"its forward makes a {frame.trace.recast}, which would become a plain list or dict"
         if isinstance(frame.module, fx.GraphModule):
             return ""
         reason = fixed_signature(frame.module)

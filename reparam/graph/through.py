@@ -144,11 +144,12 @@ def consumer(norm: Value, spaces: Spaces, operations: Mapping[Value, Operation])
     """The operation behind the passages in front of which ``norm`` stands."""
     value, passages = norm, []
     while True:
-        if not value.users:
+        readers = [user for user in value.users if not _only_shape(user, value)]
+        if not readers:
             return Refusal("norm", "nothing linear lies in front of it, and its value is a result")
-        if len(value.users) != 1 or value.returned:
+        if len(readers) != 1 or value.returned:
             return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is read more than once")
-        (user,) = value.users
+        (user,) = readers
         if user in operations and not operations[user].relays:
             break
         inputs = [(next(iter(operations[user].terms)), 0)] if user in operations else parts(user, spaces)

@@ -40,6 +40,7 @@ class Trace:
         modes: nodes under another autocast or gradient mode than the caller's.
         specialised: whether sizes of the example input went into the graph.
         cache: a collection of the module that the forward fills; empty if none.
+        recast: a class of lists or dicts that the forward makes and the graph holds as plain ones; empty if none.
     """
 
     module: nn.Module
@@ -52,6 +53,7 @@ class Trace:
     modes: Mapping[fx.Node, tuple[bool, ...]]
     specialised: bool = False
     cache: str = ""
+    recast: str = ""
 
 
 def trace(
@@ -154,6 +156,7 @@ def _attempt(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | U
         modes=tracer.modes,
         specialised=tracer.specialised,
         cache=snapshot.cached,
+        recast=tracer.recast,
     )
 
 
@@ -180,14 +183,20 @@ def _operations(traced: Trace) -> list[Any]:
 
 
 def _call(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+    """Call a forward as a user does: what is left at its default is not given, for a decorator may give it itself."""
     positional, keyword = [], {}
-    for name, parameter in inspect.signature(function).parameters.items():
+    parameters = inspect.signature(function).parameters
+    variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
+    for name, parameter in parameters.items():
+        optional = parameter.default is not parameter.empty and not variadic
         if parameter.kind is parameter.VAR_POSITIONAL:
             positional.extend(values.get(name, ()))
         elif parameter.kind is parameter.VAR_KEYWORD:
             keyword.update(values.get(name, {}))
-        elif name in values:
-            if parameter.kind is parameter.KEYWORD_ONLY:
+        elif name in values and not (optional and values[name] is parameter.default):
+            if parameter.kind is parameter.KEYWORD_ONLY or (
+                optional and parameter.kind is not parameter.POSITIONAL_ONLY
+            ):
                 keyword[name] = values[name]
             else:
                 positional.append(values[name])

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.proxy import Scope, TraceError
 
 from reparam.graph.examples import Examples
@@ -17,6 +18,8 @@ from reparam.graph.proxy import EXAMPLE, PLAIN, Traced, has_traced, is_plain, me
 from reparam.graph.unread import calling_line
 
 MOST_CONDITIONS: Final = 32
+# structures that a graph holds as they are
+EXACT: Final = (list, tuple, dict, torch.Size, immutable_list, immutable_dict)
 
 
 class Tracer(fx.Tracer):
@@ -50,6 +53,7 @@ class Tracer(fx.Tracer):
         self.modes: dict[fx.Node, tuple[bool, ...]] = {}
         self.touched: set[str] = set()
         self.specialised = False
+        self.recast = ""
 
     def path(self, module: nn.Module) -> str | None:
         """Dotted path of a descendant, searched level by level; None for a stranger."""
@@ -108,6 +112,8 @@ class Tracer(fx.Tracer):
             return self.tensor(a)
         if isinstance(a, nn.Module):
             raise TraceError(f"a module ({type(a).__name__}) is passed as an argument")
+        if isinstance(a, list | tuple | dict) and type(a) not in EXACT and not hasattr(a, "_fields"):
+            self.recast = type(a).__name__
         return super().create_arg(a)
 
     def tensor(self, value: Tensor) -> fx.Node:

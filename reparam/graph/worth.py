@@ -1,6 +1,6 @@
 """What a step of a plan gains: sizes of values, work of formulas, and the policy that compares them."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Final, final
 
 from reparam.algebra import Affine, Refusal
@@ -19,16 +19,24 @@ class Worth:
         cost: the policy.
         sizes: relative spatial elements of each value.
         original: formulas of the operations as they stand in the net.
+        passes: operations that cost something where their formula is the identity.
     """
 
-    def __init__(self, cost: Cost, sizes: Mapping[Value, float], original: Mapping[Value, Affine]) -> None:
+    def __init__(
+        self,
+        cost: Cost,
+        sizes: Mapping[Value, float],
+        original: Mapping[Value, Affine],
+        passes: Container[Value] = (),
+    ) -> None:
         self.cost = cost
         self.sizes = sizes
         self.original = original
+        self.passes = passes
 
     def _work(self, value: Value, formula: Affine) -> Work:
         if formula is self.original[value]:
-            return operation_work(formula, self.sizes, self.sizes[value])
+            return operation_work(formula, self.sizes, self.sizes[value], value in self.passes)
         return affine_work(formula, self.sizes, self.sizes[value])
 
     def _sum(self, formulas: Mapping[Value, Affine]) -> Work:

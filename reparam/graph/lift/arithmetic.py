@@ -99,7 +99,7 @@ def scale(value: Value, known: Known) -> Lifted:
     if not isinstance(first, Value) or isinstance(second, Value):
         return Refusal("scale", "both factors depend on the input")
     if type(second) in (int, float) and second == 1:
-        return passed(first, known)
+        return replace(passed(first, known), label="scale", arithmetic=True)
     space, factor = known.space(first), constant_vector(second, first, known)
     if factor is None or space is None:
         return Refusal("scale", "the factor is not one number per channel, or the channels are not known")

@@ -89,4 +89,4 @@ def _writes(value: Value) -> bool:
 
 def _returns_its_input(operation: Operation) -> bool:
     """Whether what an operation writes is what was there."""
-    return operation.label == "identity" and operation.bias is None
+    return operation.bias is None and [conv.identity for conv in operation.terms.values()] == [True]
