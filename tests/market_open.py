@@ -13,7 +13,6 @@ OPEN: Final[dict[str, frozenset[str]]] = {
             "PeLK",
             "PlainUSR partial channels",
             "QuickSRNet, sum of shuffled branches",
-            "RMNet",
             "ShiftwiseConv",
             "YOLOv7 implicit head",
         }
@@ -24,7 +23,6 @@ OPEN: Final[dict[str, frozenset[str]]] = {
             "PeLK",
             "PlainUSR partial channels",
             "QuickSRNet, sum of shuffled branches",
-            "RMNet",
             "ShiftwiseConv",
             "TinyViT attention",
         }
@@ -40,6 +38,7 @@ OPEN: Final[dict[str, frozenset[str]]] = {
             "LargeKernel3D",
             "ParC-Net",
             "ParNet, gated skip",
+            "RMNet",
             "RMNet, weights written in forward",
             "RTMDet CSPNeXt block",
             "ReDimNet adapter",

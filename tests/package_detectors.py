@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from package_nets import Net, everywhere, get, in_place, timm_convert
+from package_nets import Net, everywhere, get, timm_convert
 from torch import Tensor, nn
 
 # --- transformers -----------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ TRANSFORMERS = (
                  "key_dim": [4, 4, 4]},
         "LeViT",
         sizes=((64, 64), (64, 64)),
-    ),  # fmt: skip
+    ),
     of_transformers(
         "TextNetConfig",
         "TextNetBackbone",
@@ -109,7 +109,7 @@ TRANSFORMERS = (
                  "conv_layer_kernel_sizes": [[[3, 3], [3, 1]], [[3, 3], [1, 3]], [[3, 3]], [[3, 1]]],
                  "conv_layer_strides": [[1, 1], [2, 1], [2], [1]], "out_features": ["stage1", "stage3", "stage4"]},
         "TextNet",
-    ),  # fmt: skip
+    ),
     of_transformers(
         "EfficientLoFTRConfig",
         "EfficientLoFTRModel",
@@ -118,7 +118,7 @@ TRANSFORMERS = (
         "EfficientLoFTR",
         arguments=lambda x: {"pixel_values": torch.stack([x, x.flip(-1)], 1)},
         sizes=((64, 64), (96, 64)),
-    ),  # fmt: skip
+    ),
 )
 
 

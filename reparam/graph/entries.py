@@ -87,15 +87,16 @@ class EntryPoints:
             for name in methods
             if isinstance(function := _function(type(frame.module), name), FunctionType)
         }
-        names: list[str] = []
+        names: dict[fx.Node, str] = {}
 
-        def note() -> None:
-            names.append(_outermost(sys._getframe(1), codes))
+        def note(node: fx.Node) -> None:
+            names[node] = _outermost(sys._getframe(1), codes)
 
         again = trace(frame.module, frame.trace.arguments, on_node=note)
         if not isinstance(again, Trace):
             return {}
-        return dict(zip(frame.trace.graph.nodes, names, strict=False))
+        nodes = zip(frame.trace.graph.nodes, again.graph.nodes, strict=True)
+        return {node: names[same] for node, same in nodes if same in names}
 
 
 def _name(node: fx.Node) -> tuple[str, str]:

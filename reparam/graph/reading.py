@@ -19,8 +19,12 @@ ACTIVE: Final[list[Tracer]] = []  # the last one is at work
 
 
 @contextmanager
-def traced_builtins() -> Iterator[None]:
-    """While it lasts, ``len`` of a traced value is a traced value, and a traced tensor is an instance of ``Tensor``."""
+def traced_builtins(opens: bool) -> Iterator[None]:
+    """While it lasts, ``len`` of a traced value is a traced value, and a traced tensor is an instance of ``Tensor``.
+
+    Args:
+        opens: whether functions marked by ``torch.fx.wrap`` are looked into.
+    """
     plain_len, plain_isinstance = builtins.len, builtins.isinstance
 
     def traced_len(value: Any) -> Any:
@@ -37,7 +41,7 @@ def traced_builtins() -> Iterator[None]:
     wrapped = [
         (scope, name, scope[name])
         for (_, name), scope in torch.fx._symbolic_trace._wrapped_fns_to_patch.items()
-        if plain_isinstance(scope.get(name), FunctionType)
+        if not opens and plain_isinstance(scope.get(name), FunctionType)
     ]
     builtins.len, builtins.isinstance = traced_len, traced_isinstance
     for scope, name, function in wrapped:

@@ -60,13 +60,14 @@ def trace(
     module: nn.Module,
     arguments: ArgumentSpec,
     examples: Examples | None = None,
-    on_node: Callable[[], None] | None = None,
+    on_node: Callable[[fx.Node], None] | None = None,
     method: str = "forward",
 ) -> Trace | Unread:
     """Read ``module.forward``; must run inside ``reading()``.
 
-    A condition on the input is followed if every other outcome raises an error or does the same. The module is left as
-    it was, also if its forward writes to itself (which is then a reason not to trust the reading).
+    A condition on the input is followed if every other outcome raises an error or does the same. Functions that their
+    author marked by ``torch.fx.wrap`` are one operation where they cannot be looked into. The module is left as it was,
+    also if its forward writes to itself (which is then a reason not to trust the reading).
 
     Args:
         module: the module.
@@ -78,10 +79,28 @@ def trace(
     refused = _not_python(module)
     if refused is not None:
         return refused
+    result = _follow(module, arguments, examples, on_node, method, opens=True)
+    if isinstance(result, Unread):
+        closed = _follow(module, arguments, examples, on_node, method, opens=False)
+        return closed if isinstance(closed, Trace) else result
+    return result
+
+
+def _follow(
+    module: nn.Module,
+    arguments: ArgumentSpec,
+    examples: Examples | None,
+    on_node: Callable[[fx.Node], None] | None,
+    method: str,
+    *,
+    opens: bool,
+) -> Trace | Unread:
+    """Read a forward along the one outcome of its conditions that does not raise."""
     found: tuple[Trace, list[bool]] | None = None
     answers: list[bool] = []
     for _ in range(MOST_ATTEMPTS):
         tracer = Tracer(module, examples, answers, on_node)
+        tracer.opens = opens
         result = _attempt(tracer, arguments, method)
         answers = tracer.answers[: len(tracer.asked)]
         if not isinstance(result, _Raised):
@@ -132,7 +151,7 @@ def _attempt(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | U
                     values[name] = filled(spec, placeholder)
             ACTIVE.append(tracer)
             try:
-                with traced_builtins():
+                with traced_builtins(tracer.opens):
                     result = _call(getattr(module, method), values)
                 output = tracer.create_arg(result)
             finally:

@@ -30,7 +30,7 @@ class Tracer(fx.Tracer):
         module: nn.Module,
         examples: Examples | None = None,
         answers: Sequence[bool] = (),
-        on_node: Callable[[], None] | None = None,
+        on_node: Callable[[fx.Node], None] | None = None,
     ) -> None:
         super().__init__()
         self.root = module
@@ -53,6 +53,7 @@ class Tracer(fx.Tracer):
         self.modes: dict[fx.Node, tuple[bool, ...]] = {}
         self.touched: set[str] = set()
         self.specialised = False
+        self.opens = True  # functions marked by torch.fx.wrap
         self.recast = ""
 
     def path(self, module: nn.Module) -> str | None:
@@ -84,7 +85,7 @@ class Tracer(fx.Tracer):
             if example is not None:
                 node.meta[EXAMPLE] = example
         if self.on_node is not None:
-            self.on_node()
+            self.on_node(node)
         return node
 
     def _example(self, node: fx.Node) -> Any:
