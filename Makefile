@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 # An install is repeated when pyproject.toml changes.
 DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
+DOCS_STAMP := $(VENV)/.installed-docs
 # One thread per test worker; more would fight over the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types zoo clean help
+.PHONY: demo test lint types docs zoo clean help
 
 demo: $(DEMO_STAMP)  ## train a small RepVGG on real images, fuse it and compare
 	$(BIN)/python examples/repvgg.py $(ARGS)
@@ -31,8 +32,11 @@ lint: $(TEST_STAMP)  ## ruff
 types: $(TEST_STAMP)  ## mypy, strict, on reparam/
 	$(BIN)/mypy
 
+docs: $(DOCS_STAMP)  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:  ## remove .venv, caches and what the examples wrote
-	rm -rf $(VENV) build dist out .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist out site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
@@ -47,4 +51,8 @@ $(DEMO_STAMP): pyproject.toml | $(BIN)/python
 
 $(TEST_STAMP): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[test,zoo,examples]'
+	touch $@
+
+$(DOCS_STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --editable '.[docs]'
 	touch $@

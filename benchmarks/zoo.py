@@ -241,9 +241,8 @@ def widen(model: nn.Module, x: Any) -> None:
         if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
             return
         value = arguments[0].transpose(0, 1).reshape(mean.numel(), -1)
-        floor = (0.1 * value.square().mean(1).sqrt()).clamp(
-            min=1e-3
-        )  # a norm of nearly constant values amplifies rounding
+        # A norm of nearly constant values amplifies rounding.
+        floor = (0.3 * value.square().mean(1).sqrt()).clamp(min=1e-3)
         deviation = torch.maximum(value.std(1).nan_to_num(0.0), floor)
         mean.copy_(value.mean(1) + deviation * torch.randn(mean.shape, generator=generator, dtype=torch.float64))
         variance.copy_(deviation.square() * uniform(variance, 0.5, 2.0))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Final, final
 
-from reparam.algebra import Affine, Conv
+from reparam.algebra import Affine, Border, Conv
 
 
 @final
@@ -69,20 +69,24 @@ def always(work: Work) -> float:
 DEFAULT_COST: Final[Cost] = macs_and_traffic
 
 
-def conv_work(conv: Conv, biased: bool, size_in: float, size_out: float) -> Work:
-    """Work of one convolution; ``size_in`` and ``size_out`` are spatial elements."""
+def conv_work(conv: Conv, biased: bool, size_in: float, size_out: float, pads: bool = False) -> Work:
+    """Work of one convolution; ``size_in`` and ``size_out`` are spatial elements, ``pads`` says that a pad is apart."""
     groups = conv.groups if conv.axes else 1  # nn.Linear has no groups
     if conv.diagonal:
         groups = conv.groups
     weights = conv.out_channels * conv.in_channels // groups * conv.taps
     positions = size_in if conv.transposed else size_out
-    pads = int(conv.needs_pad)
     return Work(
         macs=weights * positions,
         traffic=conv.in_channels * size_in * (1 + 2 * pads) + conv.out_channels * size_out,
         parameters=weights + (conv.out_channels if biased else 0),
         launches=1 + pads,
     )
+
+
+def _bent(conv: Conv) -> bool:
+    """Whether torch pads in a step of its own: all but zeros."""
+    return conv.border is not Border.CONSTANT and not conv.never_outside
 
 
 def affine_work(formula: Affine, sizes: Mapping[Any, float], size_out: float) -> Work:
@@ -92,7 +96,7 @@ def affine_work(formula: Affine, sizes: Mapping[Any, float], size_out: float) ->
     for root, conv in formula.terms.items():
         if conv.identity:
             continue
-        work += conv_work(conv, biased, sizes[root], size_out)
+        work += conv_work(conv, biased, sizes[root], size_out, conv.needs_pad or _bent(conv))
         biased = False
     extra = len(formula.terms) - 1
     channels = formula.channels or 1
@@ -114,8 +118,9 @@ def operation_work(formula: Affine, sizes: Mapping[Any, float], size_out: float,
         ((root, conv),) = convs
         if conv.moves:
             return Work(launches=1)  # a view
-        work = conv_work(conv, formula.biased, sizes[root], size_out)
-        return Work(work.macs, work.traffic, work.parameters, 1)
+        work = conv_work(conv, formula.biased, sizes[root], size_out, conv.taps > 1 and _bent(conv))
+        copies = conv.taps == 1 and not conv.pointwise and conv.groups == conv.in_channels == conv.out_channels
+        return Work(0.0, work.traffic, work.parameters, work.launches) if copies else work  # a pad multiplies nothing
     channels = formula.channels or 1
     if convs and all(conv.moves for _, conv in convs):  # each part is copied
         copied = sum(conv.in_channels * sizes[root] for root, conv in convs)

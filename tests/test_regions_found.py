@@ -815,3 +815,38 @@ def test_sums_and_products_alone_are_no_reason_for_a_convolution() -> None:
             return self.b(F.gelu(F.relu(self.a(x)) * 2 / 3 + 1)) * 0.5
 
     becomes(ready(Net()), images(), conv=2, norm=0, convs=2)
+
+
+# --- regions that are hard to check ----------------------------------------------------------------
+
+
+class MixedKernels(nn.Module):
+    """Parts of the channels go through kernels of several sizes; one norm stands behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = conv(1)
+        self.convs = nn.ModuleList(conv(k, C // 2, C // 2, stride=2, groups=C // 2) for k in (3, 7))
+        self.norm = nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = F.relu(self.first(x)).split(C // 2, 1)
+        return F.relu(self.norm(torch.cat([f(part) for f, part in zip(self.convs, parts, strict=True)], 1)))
+
+
+class OneSizeOnly(nn.Module):
+    """Patches of images of one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj, self.norm, self.size = conv(3), nn.BatchNorm2d(C), tuple(images().shape[2:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.shape[2] == self.size[0], f"expected {self.size}")
+        assert x.shape[3] == self.size[1], f"expected {self.size}"
+        return self.norm(self.proj(x))
+
+
+@pytest.mark.parametrize(("block", "convs"), [(MixedKernels, 3), (OneSizeOnly, 1)])
+def test_regions_that_do_not_run_on_any_input(block: type[nn.Module], convs: int) -> None:
+    becomes(ready(nn.Sequential(block(), nn.ReLU())), images(), conv=convs, norm=0, convs=convs, norms=0)

@@ -1,12 +1,13 @@
 """Compare a fused region with the operations that it replaces, in float64, on random input of two sizes."""
 
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from reparam.algebra import Affine, Border, Conv
-from reparam.graph.net import Value
+from reparam.graph.net import Frame, Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.run import Evaluation, evaluate, run, units
 
@@ -27,9 +28,17 @@ def region_error(plan: NetPlan, value: Value, formula: Affine) -> float:
         The error; infinity if the shapes differ.
     """
     result = _last_identity(plan, value)
-    region = units([*_region(plan, value), *_between(plan, value, result)], plan.dead)
+    region = [*_region(plan, value), *_between(plan, value, result)]
+    try:
+        return _region_error(plan, formula, result, units(region, plan.dead))
+    except Exception:  # a module that takes input of one size only: its operations are run one by one
+        return _region_error(plan, formula, result, region)
+
+
+def _region_error(plan: NetPlan, formula: Affine, result: Value, region: Sequence[Value | Frame]) -> float:
     modules: dict[int, nn.Module] = {}
     worst = 0.0
+    extra = margin([formula])
     for trial, outputs in enumerate(OUTPUTS):
         generator = torch.Generator().manual_seed(trial)
         inputs: dict[Value, Tensor] = {}
@@ -37,7 +46,7 @@ def region_error(plan: NetPlan, value: Value, formula: Affine) -> float:
             assert isinstance(root, Value)
             shape = [BATCH[trial], conv.in_channels or formula.channels or 3]
             axes = conv.axes if conv.in_channels else max(c.axes for c in formula.terms.values())
-            shape += [length(conv, axis, outputs, formula, trial) for axis in range(axes)]
+            shape += [length(conv, axis, outputs + extra, trial) for axis in range(axes)]
             if axes == 0:
                 shape[1:1] = [3] * (max(plan.known.rank(root).least, 2) - 2)
             inputs[root] = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -56,6 +65,7 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
     formulas = {member: plan.numbers(member) for member in members}
     before = next(wrap.root for wrap in plan.wraps[members[0]] if wrap.norm is norm) is not None
     worst = 0.0
+    extra = margin(formulas.values())
     for trial, outputs in enumerate(OUTPUTS):
         generator = torch.Generator().manual_seed(trial)
         inputs: dict[Value, Tensor] = {}
@@ -77,7 +87,7 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
                     for root, conv in formula.terms.items():
                         assert isinstance(root, Value)
                         shape = [2, conv.in_channels] if conv.axes else _tokens(plan, root, conv.in_channels)
-                        shape += [length(conv, axis, outputs, formula, trial) for axis in range(conv.axes)]
+                        shape += [length(conv, axis, outputs + extra, trial) for axis in range(conv.axes)]
                         inputs.setdefault(root, torch.randn(shape, generator=generator, dtype=torch.float64))
                 wanted = Evaluation(inputs, modules).value(norm)
                 new: dict[Value, Tensor] = {}
@@ -96,11 +106,17 @@ def _tokens(plan: NetPlan, value: Value, channels: int) -> list[int]:
     return [2, *[3] * (max(plan.known.rank(value).least, 3) - 2), channels]
 
 
-def length(conv: Conv, axis: int, outputs: int, formula: Affine, trial: int) -> int:
-    """Input length that gives enough outputs, every remainder of the stride in turn."""
-    wide = max((abs(p) for c in formula.terms.values() for p in (*c.lo, *c.hi)), default=0)
-    bent = any(c.border is not Border.CONSTANT for c in formula.terms.values())
-    outputs += axis % 2 + (3 if bent else 2) * wide  # a reflecting border must be shorter than the input
+def margin(formulas: Iterable[Affine]) -> int:
+    """Outputs per axis that a border can reach."""
+    convs = [conv for formula in formulas for conv in formula.terms.values()]
+    wide = max((abs(p) for conv in convs for p in (*conv.lo, *conv.hi)), default=0)
+    bent = any(conv.border is not Border.CONSTANT for conv in convs)
+    return (3 if bent else 2) * wide  # a reflecting border must be shorter than the input
+
+
+def length(conv: Conv, axis: int, outputs: int, trial: int) -> int:
+    """Input length that gives as many outputs on the first axis and one more on the second, and so on in turn."""
+    outputs += axis % 2
     if conv.transposed or conv.identity:
         return outputs
     s = conv.stride[axis]

@@ -65,7 +65,7 @@ class Session:
                     continue
                 try:
                     error = group_error(plan, norm, members)
-                    why = f"the fused form differs by {error:.1e}: a bug of this library, please report it"
+                    why = _differs(error)
                 except Exception as problem:  # user code on input that it was not written for
                     error, why = float("inf"), f"it cannot be run on random input: {type(problem).__name__}: {problem}"
                 for member in members:
@@ -96,7 +96,7 @@ class Session:
                         failed.append(refusal.at(value.path, value.name))
                         continue
                     if not errors[value] <= TOLERANCE:
-                        why = f"the fused form differs by {errors[value]:.1e}: a bug of this library, please report it"
+                        why = _differs(errors[value])
                         refusal = Refusal("check", why)
                 if refusal is None:
                     modules = modules_of(plan, value, formula)
@@ -124,6 +124,10 @@ def _with_use(plans: list[NetPlan]) -> list[NetPlan]:
     edited = {place.container or place.at.frame for place in places if place.mode is not Mode.SWAP}
     idle = makers_only([plan.net for plan in plans], edited)
     return [plan for plan in plans if plan.net.root.path not in idle]
+
+
+def _differs(error: float) -> str:
+    return f"the fused form differs by {error:.1e}: a bug of this library or of a lifting, please report it"
 
 
 def _without_entangled(ready: list[Fused]) -> list[Fused]:
