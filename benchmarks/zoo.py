@@ -382,18 +382,15 @@ def problems(row: dict[str, Any]) -> list[str]:
     found += [] if row["class_kept"] else ["class lost"]
     found += [f"lost {', '.join(row['lost'][:5])}"] if row["lost"] else []
     totals = {kind: (before[kind], after[kind]) for kind in ("norm", "calls")}
-    totals["conv, norm and add"] = tuple(
-        sum(counts[kind] for kind in ("conv", "norm", "add")) for counts in (before, after)
+    totals["product, norm and add"] = tuple(
+        sum(counts[kind] for kind in ("product", "norm", "add")) for counts in (before, after)
     )
     found += [f"{new} {kind} calls instead of {old}" for kind, (old, new) in totals.items() if new > old]
-    if after["convs"] > before["convs"]:
-        found.append(f"owns {after['convs']} convolutions instead of {before['convs']}")
-    if "convs" in converter:
-        ours, others = after["convs"] + after["linears"], converter["convs"] + converter["linears"]
-        found += [f"{ours} convolutions and linears, timm leaves {others}"] if ours > others else []
-        found += (
-            [f"{after['norms']} norms, timm leaves {converter['norms']}"] if after["norms"] > converter["norms"] else []
-        )
+    if "norms" in converter:
+        ours, others = (counts["product"] + counts["norm"] for counts in (after, converter))
+        found += [f"{ours} products and norms, timm leaves {others}"] if ours > others else []
+        ours, others = after["norms"], converter["norms"]
+        found += [f"{ours} norms, timm leaves {others}"] if ours > others else []
     found += (
         ["a norm is left without a reason"] if any("no reason given" in reason for reason in row["norms_left"]) else []
     )

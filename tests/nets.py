@@ -170,6 +170,7 @@ _NORMS = {
     "_native_batch_norm_legit_functional",
     "_native_batch_norm_legit_no_training",
 }
+_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", *_CONVOLUTIONS}
 _ADDS = {"add", "add_", "sub", "sub_", "rsub"}
 _FREE = {"detach", "alias", "lift_fresh", "empty", "_to_copy"}
 
@@ -177,11 +178,12 @@ _FREE = {"detach", "alias", "lift_fresh", "empty", "_to_copy"}
 class _Dispatched(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.found = {"conv": 0, "norm": 0, "add": 0, "calls": 0}
+        self.found = {"conv": 0, "product": 0, "norm": 0, "add": 0, "calls": 0}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        self.found["product"] += name in _PRODUCTS
         if name in _CONVOLUTIONS:
             self.found["conv"] += 1
         elif name in _NORMS:
@@ -214,8 +216,8 @@ def counted(model: nn.Module, *inputs: Any, **keywords: Any) -> tuple[Any, dict[
 def count(model: nn.Module, *inputs: Any, **keywords: Any) -> dict[str, int]:
     """Calls of one run and modules owned.
 
-    `conv`, `linear`, `norm` (batch norm), `add` (sums and differences of two whole tensors), `calls` (every operation
-    that is no view), and `convs`, `linears`, `norms`, the modules that the model owns.
+    `conv`, `linear`, `product` (convolutions and products of matrices), `norm` (batch norm), `add` (sums and differences
+    of two whole tensors), `calls` (every operation that is no view), and `convs`, `linears`, `norms`, the modules that the model owns.
     """
     inputs, keywords = copy.deepcopy((inputs, dict(keywords)))
     return counted(model, *inputs, **keywords)[1]
