@@ -156,11 +156,7 @@ TIMM = (
     ),
     timm("efficientvit_m0", sizes=((224, 224), (224, 224))),
     timm("iformer_t", sizes=((64, 64), (96, 64))),
-    timm(
-        "efficientvim_m1",
-        sizes=((64, 64), (96, 64)),
-        note="a residual that is scaled channel by channel is written as a depthwise convolution",
-    ),
+    timm("efficientvim_m1", sizes=((64, 64), (96, 64))),
     timm(
         "fastvit_t8",
         variant=", features only",
