@@ -129,10 +129,10 @@ def unread_lines(rows: list[Row]) -> list[str]:
     found: dict[str, list[str]] = collections.defaultdict(list)
     for row in rows:
         for path, reason in row.unread.items():
-            text = re.sub(r"/\S*/site-packages/", "", " ".join(reason.split())).replace("|", "\\|")
+            text = re.sub(r"/\S*/site-packages/", "", " ".join(reason.split()))
             found[text].append(f"{row.net.key} {path}".strip())
     ordered = sorted(found.items(), key=lambda item: -len(item[1]))
-    return [f"- {len(places)} × `{text.replace('`', '')}` ({places[0]})" for text, places in ordered]
+    return [f"{len(places)} × {places[0]}: {text}" for text, places in ordered]
 
 
 def versions(rows: list[Row]) -> str:
@@ -159,7 +159,11 @@ def page(rows: list[Row]) -> str:
             "",
             "What is inside of them is fused all the same; only what they do with it themselves is left alone.",
             "",
-            *(unread_lines(rows) or ["None."]),
+            "How often, the first of them, the reason, and the line that stopped the reading:",
+            "",
+            "```text",
+            *unread_lines(rows),
+            "```",
             "",
         ]
     )
