@@ -1,5 +1,6 @@
 """Detectors, segmenters, matchers and super-resolution nets that Python packages ship, cut small."""
 
+import copy
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
@@ -88,33 +89,49 @@ TRANSFORMERS = (
             "block_configs": [
                 [[3, 16, 32, 1, False]],
                 [[3, 32, 64, 2, False], [3, 64, 64, 1, False]],
-                [[5, 64, 96, 2, True], [5, 96, 96, 1, True]],
+                [[3, 64, 64, 1, False]],
+                [[5, 64, 96, 2, True]],
+                [[5, 96, 96, 1, True]],
             ],
-            "out_features": ["stage1", "stage2", "stage3"],
+            "out_features": ["stage1", "stage2", "stage5"],
         },
         "PP-LCNetV3",
     ),
     of_transformers(
         "LevitConfig",
         "LevitForImageClassification",
-        lambda: {"image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1],
-                 "key_dim": [4, 4, 4]},
+        lambda: {
+            "image_size": 64,
+            "hidden_sizes": [16, 24, 32],
+            "num_attention_heads": [2, 3, 4],
+            "depths": [1, 1, 1],
+            "key_dim": [4, 4, 4],
+        },
         "LeViT",
         sizes=((64, 64), (64, 64)),
     ),
     of_transformers(
         "TextNetConfig",
         "TextNetBackbone",
-        lambda: {"stem_out_channels": 16, "hidden_sizes": [16, 16, 24, 24, 32],
-                 "conv_layer_kernel_sizes": [[[3, 3], [3, 1]], [[3, 3], [1, 3]], [[3, 3]], [[3, 1]]],
-                 "conv_layer_strides": [[1, 1], [2, 1], [2], [1]], "out_features": ["stage1", "stage3", "stage4"]},
+        lambda: {
+            "stem_out_channels": 16,
+            "hidden_sizes": [16, 16, 24, 24, 32],
+            "conv_layer_kernel_sizes": [[[3, 3], [3, 1]], [[3, 3], [1, 3]], [[3, 3]], [[3, 1]]],
+            "conv_layer_strides": [[1, 1], [2, 1], [2], [1]],
+            "out_features": ["stage1", "stage3", "stage4"],
+        },
         "TextNet",
     ),
     of_transformers(
         "EfficientLoFTRConfig",
         "EfficientLoFTRModel",
-        lambda: {"stage_num_blocks": [1, 2, 2, 2], "out_features": [16, 16, 24, 32], "hidden_size": 32,
-                 "num_attention_layers": 1, "num_attention_heads": 4},
+        lambda: {
+            "stage_num_blocks": [1, 2, 2, 2],
+            "out_features": [16, 16, 24, 32],
+            "hidden_size": 32,
+            "num_attention_layers": 1,
+            "num_attention_heads": 8,
+        },
         "EfficientLoFTR",
         arguments=lambda x: {"pixel_values": torch.stack([x, x.flip(-1)], 1)},
         sizes=((64, 64), (96, 64)),
@@ -129,23 +146,38 @@ def smp_convert(model: nn.Module) -> nn.Module:
     return get("segmentation_models_pytorch.encoders.mobileone.reparameterize_model")(model)
 
 
-def smp(decoder: str, encoder: str, convert: Any, sizes: Any = ((64, 64), (96, 64)), **options: Any) -> Net:
+def smp(decoder: str, encoder: str, convert: Any, norms: int = 0, note: str = "", **options: Any) -> Net:
     def build() -> nn.Module:
         package = import_module("segmentation_models_pytorch")
         return getattr(package, decoder)(encoder, encoder_weights=None, classes=3, **options)
 
-    return Net("segmentation_models_pytorch", f"{decoder} over {encoder}", build, sizes, convert)
+    return Net(
+        "segmentation_models_pytorch",
+        f"{decoder} over {encoder}",
+        build,
+        ((64, 64), (96, 64)),
+        convert,
+        norms=norms,
+        note=note,
+    )
 
 
 NARROW = {"decoder_channels": (32, 24, 16, 16, 8)}
 SEGMENTERS = (
     smp("Unet", "mobileone_s0", smp_convert, **NARROW),
-    smp("FPN", "mobileone_s0", smp_convert, decoder_pyramid_channels=24, decoder_segmentation_channels=16),
+    smp("FPN", "mobileone_s0", smp_convert, decoder_pyramid_channels=24, decoder_segmentation_channels=32),
     smp("DeepLabV3Plus", "mobileone_s0", smp_convert, decoder_channels=24),
     smp("Unet", "tu-repvgg_a0", timm_convert, **NARROW),
-    smp("FPN", "tu-mobileone_s0", timm_convert, decoder_pyramid_channels=24, decoder_segmentation_channels=16),
+    smp("FPN", "tu-mobileone_s0", timm_convert, decoder_pyramid_channels=24, decoder_segmentation_channels=32),
     smp("Unet", "tu-fastvit_t8", timm_convert, **NARROW),
-    smp("UnetPlusPlus", "tu-repghostnet_050", timm_convert, **NARROW),
+    smp(
+        "UnetPlusPlus",
+        "tu-repghostnet_050",
+        timm_convert,
+        norms=1,
+        note="the decoder takes the value in front of the first norm",
+        **NARROW,
+    ),
     smp("Linknet", "tu-repvit_m0_9", timm_convert),
 )
 
@@ -168,8 +200,6 @@ KORNIA = (Net("kornia", "RT-DETR", kornia_detr, LARGE, everywhere("optimize_for_
 
 
 def ultralytics_convert(model: nn.Module) -> nn.Module:
-    import copy
-
     return copy.deepcopy(model).fuse(verbose=False)
 
 
@@ -182,15 +212,16 @@ def yolo(config: str, kind: str = "DetectionModel", **net: Any) -> Net:
     return Net("ultralytics", config, build, ((64, 64), (96, 64)), ultralytics_convert, **net)
 
 
+TWO_HEADS = "its converter removes the one-to-many head, and with it a part of the output"
 YOLO = (
     yolo("yolov8n"),
     yolo("yolov9t"),
-    yolo("yolov10n"),
+    yolo("yolov10n", note=TWO_HEADS),
     yolo("yolov6n"),
     yolo("yolo11n"),
     yolo("yolo11n-seg", "SegmentationModel"),
-    yolo("yolo26n"),
-    yolo("rtdetr-l", "RTDETRDetectionModel"),
+    yolo("yolo26n", note=TWO_HEADS),
+    yolo("rtdetr-l", "RTDETRDetectionModel", large=True),
 )
 
 
@@ -203,4 +234,4 @@ def span() -> nn.Module:
 
 SUPER_RESOLUTION = (Net("spandrel", "SPAN", span, ((24, 24), (17, 30))),)
 
-NETS: tuple[Net, ...] = (*TRANSFORMERS, *SEGMENTERS, *KORNIA, *YOLO, *SUPER_RESOLUTION)
+DETECTORS: tuple[Net, ...] = (*TRANSFORMERS, *SEGMENTERS, *KORNIA, *YOLO, *SUPER_RESOLUTION)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import torch
 from nets import images
 from torch import Tensor, nn
 
@@ -32,7 +33,9 @@ class Net:
         convert: the package's own converter, which may change its argument; None: there is none.
         arguments: of a call with an image, by name; the empty name is positional.
         channels: of the image.
-        why: what the net adds to the others.
+        norms: batch norms that stay, and why they do in ``note``.
+        note: what is particular about the net or its converter.
+        large: takes several seconds.
     """
 
     package: str
@@ -42,7 +45,9 @@ class Net:
     convert: Callable[[nn.Module], nn.Module] | None = None
     arguments: Callable[[Tensor], Mapping[str, Any]] = image
     channels: int = 3
-    why: str = ""
+    norms: int = 0
+    note: str = ""
+    large: bool = False
 
     @property
     def key(self) -> str:
@@ -56,9 +61,19 @@ class Net:
 
 
 def quiet(function: Callable[[], nn.Module]) -> nn.Module:
-    """Packages print tables while they build and convert."""
+    """Packages print while they build and convert."""
     with contextlib.redirect_stdout(io.StringIO()):
         return function()
+
+
+def converted(net: Net, model: nn.Module) -> nn.Module:
+    """What the package's own converter makes of a float64 copy; new modules of its are float64, too."""
+    assert net.convert is not None
+    torch.set_default_dtype(torch.float64)
+    try:
+        return quiet(lambda: net.convert(copy.deepcopy(model)).eval())  # type: ignore[misc]
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def get(path: str) -> Any:
@@ -98,11 +113,11 @@ def timm_convert(model: nn.Module) -> nn.Module:
     return get("timm.utils.reparameterize_model")(model)
 
 
-def timm(name: str, sizes: Any = None, variant: str = "", **options: Any) -> Net:
+def timm(name: str, sizes: Any = None, variant: str = "", norms: int = 0, note: str = "", **options: Any) -> Net:
     def build() -> nn.Module:
-        return get("timm.create_model")(name, num_classes=10, **options)
+        return get("timm.create_model")(name, **({} if "features_only" in options else {"num_classes": 10}), **options)
 
-    return Net("timm", name + variant, build, sizes or Net.sizes, timm_convert)
+    return Net("timm", name + variant, build, sizes or Net.sizes, timm_convert, norms=norms, note=note)
 
 
 def byob(name: str, types: str, **options: Any) -> Net:
@@ -123,21 +138,33 @@ def byob(name: str, types: str, **options: Any) -> Net:
 TIMM = (
     byob("repvgg", "rep"),
     byob("mobileone", "one", block_kwargs={"num_conv_branches": 3}),
-    timm("fastvit_t8", layers=(1, 1, 1, 1), embed_dims=(16, 24, 32, 48)),
+    timm("fastvit_t8", layers=(1, 1, 1, 1), embed_dims=(32, 32, 32, 64), sizes=((64, 64), (96, 64))),
     timm("fastvit_sa12", layers=(1, 1, 1, 1), embed_dims=(32, 32, 32, 64), sizes=((64, 64), (96, 64))),
     timm("fastvit_mci0", layers=(1, 1, 1, 1), embed_dims=(32, 32, 32, 64), sizes=((64, 64), (96, 64))),
     timm("repvit_m0_9", depth=(1, 1, 1, 1), embed_dim=(16, 24, 32, 48)),
     timm("repghostnet_050"),
-    timm("ghostnetv3_050"),
-    timm("shvit_s1", depth=(1, 2, 2), embed_dim=(32, 48, 64), sizes=((96, 96), (128, 96))),
+    timm("ghostnetv3_050", sizes=((96, 96), (72, 40))),
+    timm("shvit_s1", depth=(1, 2, 2), sizes=((128, 128), (160, 128))),
     timm("levit_128s", depth=(1, 1, 1), sizes=((224, 224), (224, 224))),
     timm("levit_conv_128s", depth=(1, 1, 1), sizes=((224, 224), (224, 224))),
     timm("lcnetv2_small", sizes=((64, 64), (72, 40))),
-    timm("nextvit_small", depths=(1, 1, 1, 1), sizes=((64, 64), (96, 64))),
+    timm(
+        "nextvit_small",
+        sizes=((64, 64), (96, 64)),
+        norms=5,
+        note="norms whose value goes into a query and, pooled, into keys and values; a last one after a sum",
+    ),
     timm("efficientvit_m0", sizes=((224, 224), (224, 224))),
     timm("iformer_t", sizes=((64, 64), (96, 64))),
     timm("efficientvim_m1", sizes=((64, 64), (96, 64))),
-    timm("fastvit_t8", variant=" (features)", layers=(1, 1, 1, 1), embed_dims=(16, 24, 32, 48), features_only=True),
+    timm(
+        "fastvit_t8",
+        variant=", features only",
+        layers=(1, 1, 1, 1),
+        embed_dims=(32, 32, 32, 64),
+        sizes=((64, 64), (96, 64)),
+        features_only=True,
+    ),
 )
 
 
@@ -149,9 +176,7 @@ def repvgg(package: str, **options: Any) -> Callable[[], nn.Module]:
 
 
 def repvgg_plus() -> nn.Module:
-    return get("repvgg_pytorch.repvggplus.RepVGGplus")(
-        [2, 2, 4, 1], 10, [0.25, 0.25, 0.25, 0.25], use_post_se=True
-    )
+    return get("repvgg_pytorch.repvggplus.RepVGGplus")([2, 2, 4, 1], 10, [0.25, 0.25, 0.25, 0.25], use_post_se=True)
 
 
 def repvgg_convert(model: nn.Module) -> nn.Module:
@@ -182,10 +207,16 @@ SMALL = (
         repvgg("repvgg_pytorch", override_groups_map={2: 2, 4: 4}, use_se=True),
         convert=repvgg_convert,
     ),
-    Net("repvgg_pytorch", "RepVGGplus", repvgg_plus, convert=in_place("switch_repvggplus_to_deploy")),
+    Net(
+        "repvgg_pytorch",
+        "RepVGGplus",
+        repvgg_plus,
+        convert=in_place("switch_repvggplus_to_deploy"),
+        note="its converter removes heads that its forward calls",
+    ),
     Net("mobileone_pytorch", "MobileOne", mobileone, convert=mobileone_convert),
     holocron("repvgg.RepVGG", [1, 2, 2], [16, 24, 32], 1.0, 1.0),
     holocron("mobileone.MobileOne", [1, 2, 1, 1], [0.25, 0.25, 0.125, 0.125], 3),
     holocron("repvit.RepViT", [16, 24, 32, 48], [1, 3, 3, 1]),
 )
-NETS: tuple[Net, ...] = (*TIMM, *SMALL)
+CLASSIFIERS: tuple[Net, ...] = (*TIMM, *SMALL)

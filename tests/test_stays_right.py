@@ -1276,6 +1276,36 @@ def test_blocks_inside_of_a_shared_or_hooked_module_are_fused() -> None:
     assert owned(fused)["convs"] == 4
 
 
+class SumsLevels(nn.Module):
+    """Reads its list when it gets one, and then changes itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.shape = Block(), ()
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        y = self.block(sum(levels[i] for i in range(len(levels))))
+        self.shape = (len(levels),)
+        return y
+
+
+class GivesLevels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = SumsLevels()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head([x, x.relu()])
+
+
+def test_the_reason_is_that_of_the_call() -> None:
+    """Not that of a second reading, without the list that it is called with."""
+    (refusal,) = (r for r in reparam.plan(ready(GivesLevels())).left if r.rule == "unread")
+    assert refusal.path == "head"
+    assert "sets attributes of the module (shape)" in refusal.condition
+    stays_right(GivesLevels())
+
+
 def test_keyword_calls() -> None:
     class Inner(Two):
         def forward(self, *, image: Tensor, scale: float = 1.0) -> Tensor:

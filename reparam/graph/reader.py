@@ -31,6 +31,7 @@ class _Reader:
         self.shared: set[int] = set()
         self.sites: set[tuple[int, int, str]] = set()  # one call in a module that is itself called twice is one
         self.unread: dict[str, Unread] = {}
+        self.tried: dict[str, Unread] = {}  # why a call could not be read with the arguments that it is given
         self.opaque: dict[str, str] = {}
         self.pending: list[tuple[nn.Module, str]] = []
         self.kept: list[Any] = []
@@ -64,7 +65,7 @@ class _Reader:
             if isinstance(result, Unread):
                 holds = any(True for _ in module.children()) or any(True for _ in module.parameters())
                 if holds and _has_forward(module):
-                    self.unread[path] = result
+                    self.unread[path] = self.tried.get(path, result)
                 self._children_later(module, path)
                 continue
             nets.append(self._open(module, path, result, calls))
@@ -184,6 +185,7 @@ class _Reader:
         else:
             traced = self._trace(module, path, {name: spec_of(value) for name, value in bound.items()})
         if isinstance(traced, Unread):
+            self.tried.setdefault(path, traced)
             self.pending.append((module, path))
             return NOTHING
         assert isinstance(bound, dict)
