@@ -216,8 +216,9 @@ def counted(model: nn.Module, *inputs: Any, **keywords: Any) -> tuple[Any, dict[
 def count(model: nn.Module, *inputs: Any, **keywords: Any) -> dict[str, int]:
     """Calls of one run and modules owned.
 
-    `conv`, `linear`, `product` (convolutions and products of matrices), `norm` (batch norm), `add` (sums and differences
-    of two whole tensors), `calls` (every operation that is no view), and `convs`, `linears`, `norms`, the modules that the model owns.
+    `conv`, `linear`, `product` (convolutions and products of matrices), `norm` (batch norm), `add` (sums and
+    differences of two whole tensors), `calls` (every operation that is no view), and `convs`, `linears`, `norms`, the
+    modules that the model owns.
     """
     inputs, keywords = copy.deepcopy((inputs, dict(keywords)))
     return counted(model, *inputs, **keywords)[1]
