@@ -126,7 +126,7 @@ class Reader(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether calls of the module stay calls."""
-        return isinstance(m, _ConvNd) or type(m) in NORMS or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, _ConvNd | _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
 
 
 def candidates(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[list[Branch]]:
@@ -168,7 +168,9 @@ def terms(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def is_branch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
-    return isinstance(module, NORMS) and type(module) in NORMS and module.affine and module.track_running_stats
+    """A batch norm with its own statistics; timm's, which hold an activation, where that is the identity."""
+    bare = isinstance(module, NORMS) and all(isinstance(child, nn.Identity) for child in module.children())
+    return bare and module.affine and module.track_running_stats
 
 
 def is_branch_conv(module: nn.Module) -> TypeGuard[_ConvNd]:

@@ -54,12 +54,12 @@ def of_timm(name: str, classes: int) -> nn.Module:
 
 
 def of_torchvision(name: str, classes: int) -> nn.Module:
-    from torchvision.models import get_model, list_models
+    from torchvision import models
 
-    known(name, [name for name in list_models() if "." not in name], "torchvision.models.list_models() lists all")
+    known(name, models.list_models(models), "torchvision.models.list_models(torchvision.models) lists all")
     # Nets with auxiliary heads give several outputs in training mode.
     only_logits = {"aux_logits": False, "init_weights": True} if name in {"googlenet", "inception_v3"} else {}
-    net: nn.Module = get_model(name, weights=None, num_classes=classes, **only_logits)
+    net: nn.Module = models.get_model(name, weights=None, num_classes=classes, **only_logits)
     return net
 
 
