@@ -88,9 +88,7 @@ def test_files_say_what_they_are(output: Path) -> None:
     assert report["parameters"]["fused"] < report["parameters"]["trained"]
 
 
-def test_another_training_does_not_overwrite_it(
-    output: Path, digits: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_training_does_not_overwrite_it(output: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, "--data", str(digits), "--output", str(output), "--arch", "small")
     assert "last.pt is of another training: go on with --resume, or take another --output" in message
 

@@ -141,7 +141,8 @@ def read(path: Path) -> dict[str, Any]:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}); remove it to start anew") from error
+        reason = next(iter(str(error).splitlines()), "it ends too early")
+        raise InputError(f"{path} cannot be read ({reason}); remove it to start anew") from error
     if not isinstance(contents, dict) or contents.get("form") != FORM:
         raise InputError(f"{path} is not a checkpoint of this script; remove it to start anew")
     return contents
