@@ -46,5 +46,5 @@ $(DEMO_STAMP): pyproject.toml | $(BIN)/python
 	touch $@
 
 $(TEST_STAMP): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --editable '.[test,zoo,examples]'
+	$(BIN)/python -m pip install --editable '.[test,zoo,examples,train]'
 	touch $@

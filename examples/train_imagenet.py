@@ -56,7 +56,11 @@ def options(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, a
     )
     add = parser.add_argument_group("net").add_argument
     add("--arch", default="repvgg_a0", metavar="NAME", help="of reparam.models, timm:NAME or torchvision:NAME")
-    add("--expand", choices=nets.PRESETS, help="give the convolutions branches that compute the same at first")
+    add(
+        "--expand",
+        metavar="PRESET",
+        help="of reparam.expand (repvgg, acnet, dbb ...): add branches that change nothing",
+    )
 
     add = parser.add_argument_group("images").add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="holds train/class/ and val/class/")
@@ -76,7 +80,7 @@ def options(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, a
     add("--equivalent-decay", action="store_true", help="decay the kernel that branches amount to, not each branch's")
     add("--label-smoothing", type=at_least_zero, default=0.1, metavar="SHARE", help="default 0.1")
     add("--ema", type=at_least_zero, default=0.9999, metavar="DECAY", help="of averaged weights; 0: none")
-    add("--seed", type=counted(0), default=0, help="of weights, order and crops; default 0")
+    add("--seed", type=seed, default=0, help="of weights, order and crops; default 0")
 
     add = parser.add_argument_group("computing").add_argument
     add("--device", default="auto", help="cuda, mps or cpu; default: the fastest there is")
@@ -94,6 +98,13 @@ def options(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, a
     add("--export", nargs="*", choices=["pt2", "onnx"], help="default: pt2, and onnx where it is installed")
     add("--verify-images", type=counted(2), default=64, metavar="IMAGES", help="compared after fusing; default 64")
     return parser, parser.parse_args(arguments)
+
+
+def seed(text: str) -> int:
+    value = counted(0)(text)
+    if value >= 2**31:
+        raise argparse.ArgumentTypeError(f"expected a whole number below 2³¹, got {text!r}")
+    return value
 
 
 def at_least_zero(text: str) -> float:
@@ -164,7 +175,7 @@ def run(args: argparse.Namespace, group: Processes) -> Callable[[], bool] | None
         torch.set_num_threads(args.threads)
     if args.deterministic:
         torch.use_deterministic_algorithms(True)
-    torch.manual_seed(args.seed)
+    state.seed_all(args.seed)
     written = formats(args.export)
     checkpoint = args.output / "last.pt"
     if checkpoint.exists() and not args.resume:
@@ -176,7 +187,7 @@ def run(args: argparse.Namespace, group: Processes) -> Callable[[], bool] | None
     training, plan = prepared(args, fresh(), len(data.batches), group)
     settings = {name: value for name, value in vars(args).items() if name not in FREE}
     settings |= {"classes": list(data.classes), "images": data.batches.images}
-    torch.manual_seed(args.seed + 1 + group.rank)  # dropout differs between processes
+    state.seed_all(args.seed + 1 + group.rank)  # dropout differs between processes
     if checkpoint.exists():
         state.restore(checkpoint, training, settings, group)
     group.wait()  # all have read the checkpoint before one is written

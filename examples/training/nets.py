@@ -9,8 +9,6 @@ from torch import Tensor, nn
 import reparam
 from common import FACTORIES, InputError, build, listing
 
-PRESETS = ("acnet", "dbb", "dilated", "expandnet", "mobileone", "qarepvgg", "repvgg")
-
 
 def make(arch: str, classes: int, size: int, expand: str | None = None) -> nn.Module:
     """A net with random weights, in training mode.

@@ -148,6 +148,13 @@ def read(path: Path) -> dict[str, Any]:
     return contents
 
 
+def seed_all(seed: int) -> None:
+    """Start every generator that a net or a transform might draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - a library may draw from this one
+    random.seed(seed)
+
+
 def random_state(device: torch.device) -> dict[str, Any]:
     """Of every generator that a net or a transform might draw from, as plain values and tensors."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002 - a library may draw from this one
