@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +41,16 @@ def differing(one: Any, other: Any, path: str = "") -> list[str]:
     return [] if one == other else [path]
 
 
+def kill_with_children(process: subprocess.Popen[str]) -> None:
+    """torchrun, if it still runs, and the processes that it has started, which would outlive it."""
+    if process.poll() is not None:
+        return
+    table = subprocess.run(["ps", "-A", "-o", "ppid=,pid="], capture_output=True, text=True, check=True).stdout
+    pairs = [line.split() for line in table.splitlines()]
+    for pid in (process.pid, *(int(child) for parent, child in pairs if int(parent) == process.pid)):
+        os.kill(pid, signal.SIGKILL)
+
+
 class TestKilled:
     """Two processes, killed between two checkpoints, against the same training left in peace."""
 
@@ -50,45 +62,41 @@ class TestKilled:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         return [*launcher, str(SCRIPT), *SMALL, *lengths, *places, "--export", *more]
 
-    def start(self, command: list[str]) -> subprocess.Popen[str]:
+    @contextmanager
+    def started(self, command: list[str]) -> Iterator[subprocess.Popen[str]]:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+            try:
+                yield process
+            finally:
+                kill_with_children(process)
 
-    def finish(self, process: subprocess.Popen[str]) -> None:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
+    def finish(self, command: list[str]) -> None:
+        with self.started(command) as process:
+            output, _ = process.communicate(timeout=600)
+            assert process.returncode == 0, output
 
-    def kill_with_children(self, process: subprocess.Popen[str]) -> None:
-        """torchrun and the processes that it has started, which would outlive it."""
-        table = subprocess.run(["ps", "-A", "-o", "ppid=,pid="], capture_output=True, text=True, check=True).stdout
-        pairs = [line.split() for line in table.splitlines()]
-        children = [int(pid) for parent, pid in pairs if int(parent) == process.pid]
-        assert len(children) >= 2
-        for pid in (process.pid, *children):
-            os.kill(pid, signal.SIGKILL)
-        process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL
+    def kill(self, command: list[str], steps: Path) -> None:
+        """Without a warning, as soon as enough steps are written."""
+        with self.started(command) as process:
+            while not (steps.exists() and steps.read_text().count("\n") > self.killed_after):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.005)
 
     def test_resumed_it_is_the_same_training(self, digits: Path, tmp_path: Path) -> None:
         peaceful, killed = tmp_path / "peaceful", tmp_path / "killed"
-        self.finish(self.start(self.command(digits, peaceful)))
+        self.finish(self.command(digits, peaceful))
+        self.kill(self.command(digits, killed), killed / "steps.csv")
 
-        process = self.start(self.command(digits, killed))
-        steps, deadline = killed / "steps.csv", time.monotonic() + 120
-        while not (steps.exists() and steps.read_text().count("\n") > self.killed_after):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        self.kill_with_children(process)
-
-        reached = len(rows(steps))
+        reached = len(rows(killed / "steps.csv"))
         saved = state.read(killed / "last.pt")
         assert self.killed_after <= reached < self.epochs * self.per_epoch
         assert 0 < saved["step"] <= reached
         assert (saved["epoch"], saved["position"]) == divmod(saved["step"], self.per_epoch)
         assert not (killed / "deploy.safetensors").exists()
 
-        self.finish(self.start(self.command(digits, killed, "--resume")))
+        self.finish(self.command(digits, killed, "--resume"))
         # Every step has the loss of the same images under the same weights, and is there once.
         assert rows(killed / "steps.csv") == rows(peaceful / "steps.csv")
         assert [int(row["step"]) for row in rows(killed / "steps.csv")] == [*range(1, self.epochs * self.per_epoch + 1)]
