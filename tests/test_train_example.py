@@ -51,6 +51,7 @@ def kill_with_children(process: subprocess.Popen[str]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 class TestKilled:
     """Two processes, killed between two checkpoints, against the same training left in peace."""
 
@@ -110,6 +111,7 @@ class TestKilled:
         assert same_weights(peaceful, killed, "deploy.safetensors")
 
 
+@pytest.mark.slow
 class TestStopped:
     """One process, a net with dropout, asked to stop by SIGTERM."""
 

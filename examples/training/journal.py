@@ -7,12 +7,14 @@ from typing import Any
 
 from common import InputError
 
+NAMES = ("steps", "epochs")  # of the files
+
 
 class Journal:
     """Rows of figures, each with its step; whatever has been added is on the disk.
 
     Args:
-        folder: receives one CSV file per name.
+        folder: receives `steps.csv` and `epochs.csv`.
         after: the step that a resumed training goes on from; later rows, whose steps are about to be repeated, go. 0
             starts anew.
         tensorboard: whether a folder `tensorboard` is written, too.
@@ -24,12 +26,12 @@ class Journal:
     def __init__(self, folder: Path, after: int, tensorboard: bool) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        for file in folder.glob("*.csv"):
-            keep(file, after)
+        for name in NAMES:
+            keep(folder / f"{name}.csv", after)
         self.board = board(folder / "tensorboard", after) if tensorboard else None
 
     def add(self, name: str, step: int, figures: Mapping[str, float]) -> None:
-        """Append a row to `name.csv`."""
+        """Append a row to `name.csv`; the name is one of `NAMES`."""
         path = self.folder / f"{name}.csv"
         new = not path.exists()
         with path.open("a", newline="", encoding="utf-8") as file:
@@ -50,6 +52,8 @@ class Journal:
 
 def keep(path: Path, last: int) -> None:
     """Take out of a CSV file the rows of steps after `last`, and a row that was cut off while it was written."""
+    if not path.exists():
+        return
     with path.open(newline="", encoding="utf-8") as file:
         head, *rows = list(csv.reader(file)) or [[]]
     kept = [row for row in rows if len(row) == len(head) and int(row[0]) <= last]
