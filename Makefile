@@ -50,7 +50,7 @@ $(DEMO_STAMP): pyproject.toml | $(BIN)/python
 	touch $@
 
 $(TEST_STAMP): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --editable '.[test,zoo,examples,packages]'
+	$(BIN)/python -m pip install --editable '.[test,zoo,examples,train,packages]'
 	touch $@
 
 $(DOCS_STAMP): pyproject.toml | $(BIN)/python

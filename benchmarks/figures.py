@@ -31,7 +31,7 @@ def example() -> ModuleType:
         assert spec is not None
         assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
-        sys.path.insert(0, str(ROOT))
+        sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
 

@@ -22,7 +22,6 @@ give the same net bit for bit. The exit status is 1 if the fused net or the relo
 """
 
 import argparse
-import difflib
 import json
 import math
 import os
@@ -43,7 +42,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -55,6 +54,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import reparam
+from common import TOLERANCE, InputError, architecture, build, chosen_device, counted, fraction, listing, save
 from reparam import models
 
 try:
@@ -65,16 +65,10 @@ except ImportError:  # the tables are then printed plainly
 else:
     RICH = True
 
-FACTORIES = {factory.__name__: factory for factory in models.VARIANTS}
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-TOLERANCE = 1e-4  # largest logit difference over largest logit: float32 rounding stays well below it
 
 Sample = tuple[Tensor, int]  # uint8 image (3, size, size), class number
 Loader = DataLoader[Sample]  # yields uint8 images (batch, 3, size, size) and class numbers (batch,)
-
-
-class InputError(ValueError):
-    """Something that the user asked for cannot be done; the message says what would work."""
 
 
 # The images
@@ -207,13 +201,6 @@ def shuffled(number: int, seed: int) -> list[int]:
 
 
 # The net
-
-
-def build(arch: str, classes: int) -> models.RepVGG:
-    """A net in training form: `small`, for small images, or any factory of `reparam.models`, for large ones."""
-    if arch == "small":
-        return models.RepVGG(depths=(1, 2, 4, 1), widths=(16, 32, 64, 128), strides=(1, 2, 2, 2), num_classes=classes)
-    return FACTORIES[arch](num_classes=classes)
 
 
 def train(
@@ -582,11 +569,6 @@ def draw(
     figure.savefig(path, dpi=120)
 
 
-def listing(words: Sequence[str]) -> str:
-    shown = [*words[:20], *(["…"] if len(words) > 20 else [])]
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"
-
-
 # From the command line
 
 
@@ -623,45 +605,6 @@ def options(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, a
     return parser, parser.parse_args(arguments)
 
 
-def architecture(name: str) -> str:
-    names = ["small", *FACTORIES]
-    if name not in names:
-        near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)
-        raise argparse.ArgumentTypeError(f"nothing is called {name!r}; {listing(near or names)} would work")
-    return name
-
-
-def counted(least: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
-        return int(text)
-
-    return whole_number
-
-
-def fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
-    return value
-
-
-def chosen_device(name: str) -> torch.device:
-    if name == "auto":
-        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
-
-
 def load(net: models.RepVGG, path: Path) -> None:
     if not path.is_file():
         raise InputError(f"--weights {path} is not a file; a training checkpoint is needed (.safetensors, .pt or .pth)")
@@ -670,13 +613,6 @@ def load(net: models.RepVGG, path: Path) -> None:
         models.load_weights(net, weights)
     except (reparam.ReparamError, SafetensorError, pickle.UnpicklingError) as error:
         raise InputError(f"--weights {path}: {error}") from error
-
-
-def save(net: nn.Module, path: Path, about: dict[str, Any]) -> None:
-    # One entry of metadata, because safetensors writes several in random order.
-    save_file(
-        {key: value.cpu().contiguous() for key, value in net.state_dict().items()}, path, {"about": json.dumps(about)}
-    )
 
 
 def run(args: argparse.Namespace) -> bool:

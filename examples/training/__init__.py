@@ -1,0 +1,1 @@
+"""The parts of `train_imagenet.py`: one idea per module."""
