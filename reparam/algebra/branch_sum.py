@@ -141,7 +141,8 @@ def _common_border(a: Conv, b: Conv) -> Conv | Refusal:
         if one.never_outside:
             return other
     if a.border is not b.border:
-        return Refusal(RULE, f"borders are extended differently: {a.border.value} and {b.border.value}")
+        why = f"borders are extended differently: {a.border.value} and {b.border.value}"
+        return Refusal(RULE, why, "give the branches one padding mode")
     if a.fill is not b.fill and not (a.fill is not None and b.fill is not None and torch.equal(a.fill, b.fill)):
         return Refusal(RULE, "borders are extended by different constants")
     return a

@@ -116,7 +116,8 @@ class Draft:
         if not self.plan.known.effects.stable(moved, value.index, reader.index, gone):
             return Refusal("in_place", "memory that it reads is written in between", "use the operation that copies")
         if value.mode != reader.mode:
-            return Refusal("mode", "it runs under another autocast or gradient mode than its reader")
+            why = "it runs under another autocast or gradient mode than its reader"
+            return Refusal("mode", why, "run both under one mode")
         conv = formula.terms[value]
         if conv.fill is not None and not conv.never_outside and not inner.numeric:
             inner = numbers(self.plan.operations, gone, value)

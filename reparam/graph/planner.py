@@ -122,6 +122,7 @@ class _Planner:
         if refusal is not None:
             return self._look_behind(reader, seed, refusal)
         pending = [root for root in formula.terms if isinstance(root, Value)]
+        refused: dict[Value, Refusal] = {}
         grown = True
         while pending and len(chosen) < REACH:
             later = []
@@ -132,6 +133,7 @@ class _Planner:
                 with_it = dict(chosen)
                 trial, refusal = self.draft.step(formula, root, reader, with_it)
                 if refusal is not None:
+                    refused[root] = refusal
                     later.append(root)
                     continue
                 trial = self._through_identities(trial, reader, with_it)
@@ -151,6 +153,9 @@ class _Planner:
                     later.append(root)
             pending = later if grown else []
         chosen, formula = self._prune(reader, chosen, formula)
+        for root, why in refused.items():  # a summand that cannot join the others
+            if root not in chosen and root in self.plan.formulas[reader].terms:
+                self.draft.refuse(root, reader, why)
         if not chosen or self._only_arithmetic((*chosen, reader)):
             return False
         refusal = self.worth.gain({v: self.plan.formulas[v] for v in (*chosen, reader)}, {reader: formula})

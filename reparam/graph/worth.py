@@ -35,7 +35,7 @@ class Worth:
         self.passes = passes
 
     def _work(self, value: Value, formula: Affine) -> Work:
-        if formula is self.original[value]:
+        if formula is self.original.get(value):
             return operation_work(formula, self.sizes, self.sizes[value], value in self.passes)
         return affine_work(formula, self.sizes, self.sizes[value])
 
