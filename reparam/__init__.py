@@ -2,11 +2,11 @@
 
 from reparam import cost, models
 from reparam.algebra import Refusal
-from reparam.api import fuse, plan
+from reparam.api import fuse, plan, receipt
 from reparam.cost import DEFAULT_COST, Cost, Work
 from reparam.errors import CheckError, ReparamError, TrainingModeError
 from reparam.graph.lift import LIFTINGS
-from reparam.report import Plan, Region
+from reparam.report import Plan, Receipt, Region
 
 __all__ = [
     "DEFAULT_COST",
@@ -14,6 +14,7 @@ __all__ = [
     "CheckError",
     "Cost",
     "Plan",
+    "Receipt",
     "Refusal",
     "Region",
     "ReparamError",
@@ -23,4 +24,5 @@ __all__ = [
     "fuse",
     "models",
     "plan",
+    "receipt",
 ]

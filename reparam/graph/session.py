@@ -1,7 +1,7 @@
 """From a model to its plan, and from the plan to the fused model."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -12,7 +12,9 @@ from reparam.algebra import Affine, Refusal
 from reparam.errors import ReparamError, TrainingModeError
 from reparam.graph.check import TOLERANCE, group_error, region_error
 from reparam.graph.emit import Emitter
+from reparam.graph.example_shapes import all_shapes
 from reparam.graph.examples import record
+from reparam.graph.left import left, near_first
 from reparam.graph.lift import Known
 from reparam.graph.modules import Fused, mixed, modules_of
 from reparam.graph.net import Net, Reading, Value
@@ -22,10 +24,12 @@ from reparam.graph.placing import Mode
 from reparam.graph.planner import plan_net
 from reparam.graph.reader import read
 from reparam.graph.reading import reading
+from reparam.graph.shapes import Shape
 from reparam.graph.site import Limits
-from reparam.graph.summary import describe, dropped, left
+from reparam.graph.summary import describe
 from reparam.graph.used import makers_only
-from reparam.report import Plan
+from reparam.graph.wire import wire
+from reparam.report import Plan, Receipt, Region
 
 
 @final
@@ -35,11 +39,11 @@ class Session:
     def __init__(self, model: nn.Module, options: Options) -> None:
         self.model = model
         self.options = options
-        calls = None if options.example_inputs is None else record(model, options.example_inputs)
+        self.calls = None if options.example_inputs is None else record(model, options.example_inputs)
         with reading():
-            self.reading: Reading = read(model, calls)
+            self.reading: Reading = read(model, self.calls)
             limits = Limits(self.reading, options)
-            self.plans = _with_use([self._plan(net, Known.of(net, calls), limits) for net in self.reading.nets])
+            self.plans = _with_use([self._plan(net, Known.of(net, self.calls), limits) for net in self.reading.nets])
 
     def _plan(self, net: Net, known: Known, limits: Limits) -> NetPlan:
         return plan_net(net, known, self.options.cost, self.options.liftings, limits.movable, limits.site(net))
@@ -48,12 +52,36 @@ class Session:
         """All fused values of all nets."""
         return [(plan, value) for plan in self.plans for value in plan.changed()]
 
-    def summary(self, errors: Mapping[Value, float] | None = None, failed: Iterable[Refusal] = ()) -> Plan:
+    def plan(self) -> Plan:
         """The plan for a reader."""
-        regions = [describe(plan, value, (errors or {}).get(value)) for plan, value in self.regions()]
-        regions += [dropped(plan, value) for plan in self.plans for value in plan.dropped]
-        alone = [*failed, *left(self.reading, self.plans)]
-        return Plan(tuple(regions), tuple(alone), self.model, self.options, apply)
+        regions = self._describe(self.regions(), {})
+        alone = tuple(left(self.reading, self.plans, self.options.cost))
+        modules = self._modules(regions, alone)
+        wiring = wire(self.plans, self.regions())
+        return Plan(regions, alone, type(self.model).__name__, modules, wiring, self.model, self.options)
+
+    def _receipt(self, done: list[Fused], errors: dict[Value, float], failed: list[Refusal]) -> Receipt:
+        """What was done, for a reader."""
+        regions = self._describe([(fused.plan, fused.value) for fused in done], errors)
+        failed = [replace(refusal, near=bool(refusal.remedy)) for refusal in failed]
+        alone = tuple(near_first([*failed, *left(self.reading, self.plans, self.options.cost)]))
+        return Receipt(regions, alone, type(self.model).__name__, self._modules(regions, alone))
+
+    def _describe(self, regions: list[tuple[NetPlan, Value]], errors: dict[Value, float]) -> tuple[Region, ...]:
+        shapes: dict[Value, Shape] = {}
+        for plan in self.plans if self.calls is not None else ():
+            shapes |= all_shapes(plan.net, self.calls or {})
+        counted: set[Value] = set()
+        return tuple(describe(plan, value, shapes, counted, errors.get(value)) for plan, value in regions)
+
+    def _modules(self, regions: tuple[Region, ...], alone: tuple[Refusal, ...]) -> dict[str, str]:
+        """Classes of the modules in which regions and refusals stand, and of those around them."""
+        wanted = {""}
+        for path in {*(region.path for region in regions), *(refusal.path for refusal in alone)}:
+            names = path.split(".")
+            wanted.update(".".join(names[:depth]) for depth in range(1, len(names) + 1))
+        modules = self.model.named_modules(remove_duplicate=False)
+        return {path: type(module).__name__ for path, module in modules if path in wanted}
 
     def _check_groups(self, ready: list[Fused], errors: dict[Value, float]) -> list[Refusal]:
         """Check the values that took over a norm through passages; those that fail are taken out of ``ready``."""
@@ -75,7 +103,7 @@ class Session:
                     ready[:] = [fused for fused in ready if fused.value not in members]
         return failed
 
-    def apply(self, check: bool) -> Plan:
+    def apply(self, check: bool) -> Receipt:
         """Fuse the model that was read, in place; nothing is changed before everything was computed and checked."""
         ready: list[Fused] = []
         failed: list[Refusal] = []
@@ -112,10 +140,16 @@ class Session:
                     failed.append(refusal.at(value.path, value.name))
         if check:
             failed += self._check_groups(ready, errors)
-        summary = self.summary(errors, failed)
+        done = _without_entangled(ready)
+        together = "it shares operations with a region that is left alone"
+        for fused in ready:
+            if fused not in done:
+                refusal = Refusal("together", together)
+                failed.append(refusal.at(fused.value.path, fused.value.name))
         unread = [value for plan in self.plans for value in plan.dropped]
-        Emitter(self.model, self.reading.nets).apply(_without_entangled(ready), unread)
-        return summary
+        receipt = self._receipt(done, errors, failed)
+        Emitter(self.model, self.reading.nets).apply(done, unread)
+        return receipt
 
 
 def _with_use(plans: list[NetPlan]) -> list[NetPlan]:
@@ -189,7 +223,8 @@ def apply(model: nn.Module, options: Options, *, inplace: bool, check: bool) -> 
     """Fuse a model."""
     refuse_bad_model(model)
     target = model if inplace else copy.deepcopy(model)
-    Session(target, options).apply(check)
+    receipt = Session(target, options).apply(check)
+    receipt.attach(target)
     for module in target.modules():
         if isinstance(module, DistributedDataParallel):
             reducer: Any = module

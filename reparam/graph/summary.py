@@ -1,105 +1,146 @@
-"""A plan for a reader: regions before and after, and what is left alone."""
+"""A region for a reader: its operations, its result, and the work of both."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from reparam.algebra import Conv, Refusal
-from reparam.cost import affine_work
-from reparam.graph.net import Reading, Value
+from reparam.algebra import Affine, Conv
+from reparam.cost import Work, affine_work
+from reparam.graph.net import Value
 from reparam.graph.net_plan import NetPlan
-from reparam.graph.placing import Mode
-from reparam.graph.scale import is_scale
-from reparam.report import Region
+from reparam.graph.shapes import Shape
+from reparam.report import Footprint, Kernel, Kind, Region, Step
 
 
-def describe(plan: NetPlan, value: Value, error: float | None) -> Region:
-    """One region before and after."""
-    members = [*plan.absorbed(value), value, *(wrap.norm for wrap in plan.wraps.get(value, ()))]
-    before = [plan.operations[v] for v in members]
+def describe(
+    plan: NetPlan, value: Value, shapes: Mapping[Value, Shape], counted: set[Value], error: float | None
+) -> Region:
+    """One region before and after.
+
+    Args:
+        plan: plan of its net.
+        value: the value that is replaced.
+        shapes: sizes of the values for the example inputs, as far as they are known.
+        counted: values that earlier regions contain; those of this one are added.
+        error: what was measured.
+    """
+    steps = _steps(plan, value, counted)
+    members = region_members(plan, value)
     formula = plan.formulas[value]
-    work_before = [affine_work(op.structure, plan.sizes, plan.sizes[v]) for op, v in zip(before, members, strict=True)]
+    work_before = Work()
+    for v in members:
+        work_before += affine_work(plan.operations[v].structure, plan.sizes, plan.sizes[v])
     work_after = affine_work(formula, plan.sizes, plan.sizes[value])
     scale = plan.sizes[value] or 1.0
     place = plan.places[value]
-    path = place.container.path if place.container is not None else place.at.path
-    after = tuple(_kind(conv, len(formula.terms) > 1) for conv in formula.terms.values())
+    known = all(v in shapes for v in (*members, *formula.terms))
+    footprints = _footprints(plan, value, members, shapes) if known else (None, None)
     return Region(
-        path=path,
-        before=tuple(op.label for op in before if op.label != "identity"),
-        after=after,
-        params_before=sum(_parameters(v) for v in members),
+        path=place.container.path if place.container is not None else place.at.path,
+        steps=steps,
+        result=kernels(formula),
+        params_before=sum(step.parameters for step in steps),
         params_after=work_after.parameters,
-        macs_before=sum(work.macs for work in work_before) / scale,
+        macs_before=work_before.macs / scale,
         macs_after=work_after.macs / scale,
         how=place.mode.value,
+        footprint_before=footprints[0],
+        footprint_after=footprints[1],
         error=error,
     )
 
 
-def dropped(plan: NetPlan, value: Value) -> Region:
-    """A norm whose value nothing reads."""
-    work = affine_work(plan.operations[value].structure, plan.sizes, plan.sizes[value])
-    return Region(
-        path=value.path,
-        before=(plan.operations[value].label,),
-        after=("nothing, for its value is not read",),
-        params_before=_parameters(value),
-        params_after=0,
-        macs_before=work.macs / (plan.sizes[value] or 1.0),
-        macs_after=0.0,
-        how=Mode.SWAP.value,
-    )
+def region_members(plan: NetPlan, value: Value) -> list[Value]:
+    """The operations of a region, in order of execution; norms that it takes over through passages come last."""
+    return [*plan.absorbed(value), value, *(wrap.norm for wrap in plan.wraps.get(value, ()))]
 
 
-def _kind(conv: Conv, beside: bool) -> str:
-    """A term of a formula in words."""
+def _steps(plan: NetPlan, value: Value, counted: set[Value]) -> tuple[Step, ...]:
+    steps = []
+    shares = {wrap.norm: wrap.channels for wrap in plan.wraps.get(value, ())}
+    for member in region_members(plan, value):
+        operation = plan.operations[member]
+        parameters = _parameters(member)
+        again = member in counted
+        if member in shares:  # a norm behind a concatenation: each operation before it takes over some channels
+            channels = next(iter(operation.terms.values())).out_channels
+            parameters, again = parameters * shares[member] // channels, False
+        else:
+            counted.add(member)
+        if operation.label != "identity":
+            steps.append(Step(operation.label, member.path, parameters, again))
+    return tuple(steps)
+
+
+def kernels(formula: Affine) -> tuple[Kernel, ...]:
+    """The terms of a formula."""
+    return tuple(map(_kernel, formula.terms.values()))
+
+
+def _kernel(conv: Conv) -> Kernel:
+    """A term of a formula."""
+    kind = Kind.TRANSPOSED if conv.transposed else Kind.CONV
     if conv.identity:
-        return "its input"
-    if is_scale(conv) and (beside or conv.axes == 0):
-        return "scale"
-    if conv.axes == 0:
-        return f"linear {conv.in_channels} -> {conv.out_channels}"
-    kind = "transposed conv" if conv.transposed else "conv"
-    extras = "".join(
-        f", {name} {'x'.join(map(str, got))}"
-        for name, got in (("stride", conv.stride), ("dilation", conv.dilation))
-        if set(got) != {1}
-    )
-    groups = f", groups {conv.groups}" if conv.groups > 1 else ""
-    return f"{kind} {'x'.join(map(str, conv.kernel))}{extras}{groups}"
+        kind = Kind.INPUT
+    elif conv.axes == 0:
+        kind = Kind.LINEAR
+    padding = tuple(zip(conv.lo, conv.hi, strict=True))
+    groups = conv.groups if kind in (Kind.CONV, Kind.TRANSPOSED) else 1
+    return Kernel(kind, conv.in_channels, conv.out_channels, conv.kernel, conv.stride, conv.dilation, groups, padding)
 
 
-def left(reading: Reading, plans: Iterable[NetPlan]) -> list[Refusal]:
-    """Everything left alone that could have been expected to fuse."""
-    found: dict[tuple[str, str, str], Refusal] = {}
+def _footprints(
+    plan: NetPlan, value: Value, members: list[Value], shapes: Mapping[Value, Shape]
+) -> tuple[Footprint, Footprint]:
+    size = _element_size(members)
+    macs, written = 0.0, 0
+    for member in members:
+        formula = plan.operations[member].structure
+        macs += affine_work(formula, _positions(formula, shapes), _elements(shapes[member], formula)).macs
+        computes = plan.operations[member].bias is not None or not all(c.identity for c in formula.terms.values())
+        if computes or len(formula.terms) > 1:
+            written += torch.Size(shapes[member]).numel()
+    after = plan.formulas[value]
+    work = affine_work(after, _positions(after, shapes), _elements(shapes[value], after))
+    return Footprint(round(macs), written * size), Footprint(round(work.macs), _written(after, value, shapes) * size)
 
-    def add(refusal: Refusal) -> None:
-        found.setdefault((refusal.path, refusal.rule, refusal.condition), refusal)
 
-    for path, unread in reading.unread.items():
-        add(Refusal("unread", str(unread), "see the line that stopped it", path=path))
-    for path, reason in reading.opaque.items():
-        add(Refusal("opaque", reason, "call it once, without hooks", path=path))
-    for plan in plans:
-        covered = {c for operation in plan.operations.values() for c in operation.covers}
-        for value, refusal in plan.boundaries.items():
-            if value in covered:
-                continue
-            if refusal.rule not in ("scale", "layout", "constant_add", "slice") or value.module is not None:
-                add(refusal)
-        for (value, reader), refusal in plan.refusals.items():
-            gone = (
-                value in plan.inlined
-                or reader in plan.inlined
-                or any(plan.operations[v].hands_on for v in (value, reader))
-            )
-            if not gone and refusal.rule != "boundary" and value in plan.formulas[reader].terms:
-                add(refusal)
-        for value, operation in plan.operations.items():
-            if operation.norm and not any(value in done for done in (plan.inlined, plan.places, plan.dropped)):
-                add(_lonely(plan, value))
-    return list(found.values())
+def _written(formula: Affine, value: Value, shapes: Mapping[Value, Shape]) -> int:
+    """Elements that the operations of a formula write: convolutions, the pads that some need, and the sums."""
+    convs = [(root, conv) for root, conv in formula.terms.items() if not conv.identity]
+    numel = torch.Size(shapes[value]).numel()
+    total = numel * (max(len(convs), 1) + len(formula.terms) - 1)
+    for root, conv in convs:
+        if conv.needs_pad:
+            shape = shapes[root]
+            around = [n + lo + hi for n, lo, hi in zip(shape[-conv.axes :], conv.lo, conv.hi, strict=True)]
+            total += torch.Size([*shape[: -conv.axes], *around]).numel()
+    return total
+
+
+def _positions(formula: Affine, shapes: Mapping[Value, Shape]) -> dict[Value, float]:
+    """Elements per channel of each input."""
+    positions: dict[Value, float] = {}
+    for root, conv in formula.terms.items():
+        assert isinstance(root, Value)
+        positions[root] = torch.Size(shapes[root]).numel() / (conv.in_channels or 1)
+    return positions
+
+
+def _elements(shape: Shape, formula: Affine) -> float:
+    """Elements per channel of a result."""
+    return torch.Size(shape).numel() / (formula.channels or 1)
+
+
+def _element_size(members: list[Value]) -> int:
+    """Bytes of an element of the activations: those of the first weight."""
+    for member in members:
+        given = member.module.parameters() if member.module is not None else (*member.args, *member.kwargs.values())
+        for tensor in given:
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                return tensor.element_size()
+    return torch.empty(0).element_size()
 
 
 def _parameters(value: Value) -> int:
@@ -108,20 +149,3 @@ def _parameters(value: Value) -> int:
         return sum(p.numel() for p in value.module.parameters())
     tensors = {id(t): t for t in (*value.args, *value.kwargs.values()) if isinstance(t, nn.Parameter)}
     return sum(t.numel() for t in tensors.values())
-
-
-def _lonely(plan: NetPlan, value: Value) -> Refusal:
-    """Why a norm stays."""
-    for (source, reader), refusal in plan.refusals.items():
-        if refusal.rule != "boundary" and (source is value or reader is value):
-            return refusal.at(value.path, source.name, reader.name)
-    if value in plan.alone:
-        return plan.alone[value]
-    sources = ", ".join(f"{v.name} at {v.path or 'the root'}" for v in value.inputs)
-    users = ", ".join(sorted({f"{v.name}" for v in value.users})) or "the caller"
-    return Refusal(
-        "norm",
-        f"its input ({sources}) and its readers ({users}) are not linear",
-        path=value.path,
-        operands=(value.name,),
-    )

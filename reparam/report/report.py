@@ -1,91 +1,112 @@
-"""What fusing a model would do: regions, and everything left alone with its reason."""
+"""What plans and receipts have in common: regions, refusals, totals, and ways to look at them."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, final
-
-from torch import nn
+from typing import IO, TYPE_CHECKING, Any, final
 
 from reparam.algebra import Refusal
+from reparam.report.region import Footprint, Region
 
 if TYPE_CHECKING:
-    from reparam.graph.options import Options
+    from rich.tree import Tree
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Region:
-    """One linear region before and after.
+class Totals:
+    """Sums over the regions of a report.
 
     Args:
-        path: dotted path of the module in which the result stands; empty for the model itself.
-        before: the operations that are replaced.
-        after: the operations that replace them.
-        params_before: their parameters, with norm statistics not counted.
-        params_after: parameters of the replacement.
-        macs_before: multiply-adds per output position of the region.
-        macs_after: the same of the replacement.
-        how: whether a child, the module or its forward is replaced.
-        error: largest relative difference that was measured; None if it was not.
+        operations_before: operations that are replaced.
+        operations_after: operations that replace them.
+        params_before: parameters that are replaced; an operation of several regions counts once.
+        params_after: parameters of the replacements.
+        footprint_before: work at the size of the example inputs; None if that of a region is not known.
+        footprint_after: the same of the replacements.
     """
 
-    path: str
-    before: tuple[str, ...]
-    after: tuple[str, ...]
+    operations_before: int
+    operations_after: int
     params_before: int
     params_after: int
-    macs_before: float
-    macs_after: float
-    how: str
-    error: float | None = None
-
-    def __str__(self) -> str:
-        counts: dict[str, int] = {}
-        for name in self.before:
-            counts[name] = counts.get(name, 0) + 1
-        before = ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts.items())
-        after = " + ".join(self.after)
-        error = "" if self.error is None else f"; error {self.error:.0e}"
-        return (
-            f"{self.path or '(model)'}: {before} -> {after}"
-            f" [parameters {self.params_before:,} -> {self.params_after:,};"
-            f" MACs per position {self.macs_before:,.0f} -> {self.macs_after:,.0f}{error}]"
-        )
+    footprint_before: Footprint | None
+    footprint_after: Footprint | None
 
 
-@final
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """All regions of a model and all refusals.
+class Report:
+    """Regions and refusals of one model; the base of ``Plan`` and ``Receipt``.
 
     Args:
         regions: what is fused.
-        left: what is left alone, with the reason.
-
-    Example:
-        >>> import torch, reparam
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).eval()
-        >>> plan = reparam.plan(net)
-        >>> plan.regions[0].before
-        ('conv 3x3', 'batch norm')
+        left: what is left alone, with the reason; near misses first.
+        model_type: class of the model.
+        modules: classes of the modules that regions and refusals stand in, and of those around them, by path.
     """
 
     regions: tuple[Region, ...]
     left: tuple[Refusal, ...]
-    model: nn.Module = field(repr=False, compare=False)
-    options: "Options" = field(repr=False, compare=False)
-    _apply: Callable[..., nn.Module] = field(repr=False, compare=False)
+    model_type: str = ""
+    modules: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
-    def apply(self, *, inplace: bool = False, check: bool = True) -> nn.Module:
-        """Fuse the model that was planned; the same as ``reparam.fuse``."""
-        return self._apply(self.model, self.options, inplace=inplace, check=check)
+    @property
+    def near_misses(self) -> tuple[Refusal, ...]:
+        """Refusals that one change of the model would lift."""
+        return tuple(refusal for refusal in self.left if refusal.near)
+
+    @property
+    def totals(self) -> Totals:
+        """Sums over the regions."""
+        fresh = [step for region in self.regions for step in region.steps if not step.again]
+        return Totals(
+            operations_before=len(fresh),
+            operations_after=sum(len(region.result) for region in self.regions),
+            params_before=sum(step.parameters for step in fresh),
+            params_after=sum(region.params_after for region in self.regions),
+            footprint_before=_sum([region.footprint_before for region in self.regions]),
+            footprint_after=_sum([region.footprint_after for region in self.regions]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as dicts, lists, strings and numbers, ready for ``json.dumps``; the keys are in docs/plan.md."""
+        from reparam.report.record import of_report
+
+        return of_report(self)
+
+    def to_markdown(self) -> str:
+        """Tables of the near misses, the regions, and what else is left alone."""
+        from reparam.show.markdown import markdown
+
+        return markdown(self)
+
+    def show(self, file: IO[str] | None = None) -> None:
+        """Print the report: as a coloured tree if ``rich`` is installed, as plain text otherwise.
+
+        Args:
+            file: where to; None: standard output.
+        """
+        from reparam.show.tree import show
+
+        show(self, file)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.regions)} regions are fused:"]
-        lines += [f"  {region}" for region in self.regions]
-        lines.append(f"{len(self.left)} operations are left alone:")
-        lines += [f"  {refusal}" for refusal in self.left]
-        before = sum(region.params_before for region in self.regions)
-        after = sum(region.params_after for region in self.regions)
-        lines.append(f"parameters of the regions: {before:,} -> {after:,}")
-        return "\n".join(lines)
+        from reparam.show.text import text
+
+        return text(self)
+
+    def __rich__(self) -> "Tree":
+        from reparam.show.tree import tree
+
+        return tree(self)
+
+    def _repr_html_(self) -> str:
+        from reparam.show.page import fragment
+
+        return fragment(self)
+
+
+def _sum(footprints: list[Footprint | None]) -> Footprint | None:
+    known = [footprint for footprint in footprints if footprint is not None]
+    if not known or len(known) < len(footprints):
+        return None
+    return Footprint(sum(f.macs for f in known), sum(f.activations for f in known))

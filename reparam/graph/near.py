@@ -1,0 +1,66 @@
+"""Near misses: refusals whose one condition is all that parts two operations.
+
+A refusal names the first condition that failed. Where the two formulas can be put together once it is lifted, that is
+done, and the cost policy is asked: a refusal is near only if the merged operation would also be taken. Where they
+cannot (branches of unequal sizes, weights of two data types), it is near if it has a remedy.
+"""
+
+from dataclasses import replace
+from typing import Final, final
+
+from reparam.algebra import Refusal, substitute
+from reparam.cost import Cost
+from reparam.graph.net import Value
+from reparam.graph.net_plan import NetPlan
+from reparam.graph.worth import Worth
+
+BY_OPTION: Final = frozenset(["cost", "excluded"])  # the remedy is another argument, not another model
+BY_EXAMPLE: Final = ("give example_inputs", "give an example input")  # so is this
+NO_FORMULA: Final = frozenset(["branch_sum", "conv_after_conv", "pad"])  # what would be merged has no formula
+
+
+@final
+class Nearness:
+    """Tells which refusals of one net are near misses."""
+
+    def __init__(self, plan: NetPlan, cost: Cost) -> None:
+        self.plan = plan
+        untouched = {value: formula for value, formula in plan.formulas.items() if value not in plan.places}
+        self.worth = Worth(cost, plan.sizes, untouched)
+
+    def pair(self, refusal: Refusal, value: Value, reader: Value) -> Refusal:
+        """The refusal to put ``value`` into ``reader``, marked if it is a near miss."""
+        return replace(refusal, near=self._pair_is_near(refusal, value, reader))
+
+    def alone(self, refusal: Refusal, value: Value) -> Refusal:
+        """The refusal to read one operation as linear, marked if a neighbour is linear."""
+        return replace(refusal, near=_by_model(refusal) and self._has_neighbour(value))
+
+    def _pair_is_near(self, refusal: Refusal, value: Value, reader: Value) -> bool:
+        if not _by_model(refusal):
+            return False
+        if refusal.rule in NO_FORMULA:
+            return True
+        before = {value: self.plan.formulas[value], reader: self.plan.formulas[reader]}
+        if value not in before[reader].terms:
+            return False
+        merged = substitute(before[reader], {value: before[value]}, trusted=True)
+        return not isinstance(merged, Refusal) and self.worth.gain(before, {reader: merged}) is None
+
+    def _has_neighbour(self, value: Value) -> bool:
+        return any(self._computes(v) for v in (*value.inputs, *value.users))
+
+    def _computes(self, value: Value) -> bool:
+        """Whether a value is linear and more than a copy of its input."""
+        operation = self.plan.operations.get(value)
+        return operation is not None and (operation.bias is not None or not all_identities(self.plan, value))
+
+
+def _by_model(refusal: Refusal) -> bool:
+    """Whether the remedy is a change of the model."""
+    return bool(refusal.remedy) and refusal.rule not in BY_OPTION and refusal.remedy not in BY_EXAMPLE
+
+
+def all_identities(plan: NetPlan, value: Value) -> bool:
+    """Whether an operation only copies, or adds copies."""
+    return all(conv.identity for conv in plan.operations[value].terms.values())

@@ -1,0 +1,60 @@
+"""Reports as plain data, and back."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from reparam.algebra import Refusal
+from reparam.report.region import Footprint, Kernel, Kind, Region, Step
+
+if TYPE_CHECKING:
+    from reparam.report.report import Report
+
+
+def of_report(report: "Report") -> dict[str, Any]:
+    """A report as dicts, lists, strings and numbers."""
+    return {
+        "model": report.model_type,
+        "regions": [_of_region(region) for region in report.regions],
+        "left": [_plain(asdict(refusal)) for refusal in report.left],
+        "modules": dict(report.modules),
+        "totals": _plain(asdict(report.totals)),
+    }
+
+
+def _of_region(region: Region) -> dict[str, Any]:
+    record = _plain(asdict(region))
+    assert isinstance(record, dict)
+    return record | {"before": list(region.before), "after": list(region.after)}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, enumerations as their values."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, Kind) else value
+
+
+def to_report(
+    record: Mapping[str, Any],
+) -> tuple[tuple[Region, ...], tuple[Refusal, ...], str, Mapping[str, str]]:
+    """Regions, refusals, class and modules of a report that was plain data."""
+    left = tuple(Refusal(**{**refusal, "operands": tuple(refusal["operands"])}) for refusal in record["left"])
+    return tuple(_to_region(region) for region in record["regions"]), left, record["model"], dict(record["modules"])
+
+
+def _to_region(record: Mapping[str, Any]) -> Region:
+    fields = {key: value for key, value in record.items() if key not in ("before", "after")}
+    fields["steps"] = tuple(Step(**step) for step in record["steps"])
+    fields["result"] = tuple(_to_kernel(kernel) for kernel in record["result"])
+    for when in ("footprint_before", "footprint_after"):
+        fields[when] = None if record[when] is None else Footprint(**record[when])
+    return Region(**fields)
+
+
+def _to_kernel(record: Mapping[str, Any]) -> Kernel:
+    numbers = {key: tuple(record[key]) for key in ("kernel", "stride", "dilation")}
+    padding = tuple((before, behind) for before, behind in record["padding"])
+    return Kernel(**{**record, **numbers, "kind": Kind(record["kind"]), "padding": padding})
