@@ -26,8 +26,7 @@ from reparam.graph.reader import read
 from reparam.graph.reading import reading
 from reparam.graph.shapes import Shape
 from reparam.graph.site import Limits
-from reparam.graph.summary import describe
-from reparam.graph.used import makers_only
+from reparam.graph.summary import Describer
 from reparam.graph.wire import wire
 from reparam.report import Plan, Receipt, Region
 
@@ -71,8 +70,8 @@ class Session:
         shapes: dict[Value, Shape] = {}
         for plan in self.plans if self.calls is not None else ():
             shapes |= all_shapes(plan.net, self.calls or {})
-        counted: set[Value] = set()
-        return tuple(describe(plan, value, shapes, counted, errors.get(value)) for plan, value in regions)
+        describer = Describer(shapes)
+        return tuple(describer.region(plan, value, errors.get(value)) for plan, value in regions)
 
     def _modules(self, regions: tuple[Region, ...], alone: tuple[Refusal, ...]) -> dict[str, str]:
         """Classes of the modules in which regions and refusals stand, and of those around them."""

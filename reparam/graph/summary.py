@@ -1,76 +1,104 @@
-"""A region for a reader: its operations, its result, and the work of both."""
+"""Regions for a reader: their operations, their results, and the work of both."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reparam.algebra import Affine, Conv
-from reparam.cost import Work, affine_work
-from reparam.graph.net import Value
+from reparam.cost import affine_work
+from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.shapes import Shape
+from reparam.graph.weights_read import WeightsRead
 from reparam.report import Footprint, Kernel, Kind, Region, Step
 
 
-def describe(
-    plan: NetPlan, value: Value, shapes: Mapping[Value, Shape], counted: set[Value], error: float | None
-) -> Region:
-    """One region before and after.
+@final
+class Describer:
+    """Describes the regions of a report one after the other, and tells what an earlier one has counted.
 
     Args:
-        plan: plan of its net.
-        value: the value that is replaced.
         shapes: sizes of the values for the example inputs, as far as they are known.
-        counted: values that earlier regions contain; those of this one are added.
-        error: what was measured.
     """
-    steps = _steps(plan, value, counted)
-    members = region_members(plan, value)
-    formula = plan.formulas[value]
-    work_before = Work()
-    for v in members:
-        work_before += affine_work(plan.operations[v].structure, plan.sizes, plan.sizes[v])
-    work_after = affine_work(formula, plan.sizes, plan.sizes[value])
-    scale = plan.sizes[value] or 1.0
+
+    def __init__(self, shapes: Mapping[Value, Shape]) -> None:
+        self.shapes = shapes
+        self.weights: dict[Net, WeightsRead] = {}
+        self.seen: dict[Value, float] = {}
+        self.counted: set[int] = set()
+
+    def region(self, plan: NetPlan, value: Value, error: float | None) -> Region:
+        """One region before and after.
+
+        Args:
+            plan: plan of its net.
+            value: the value that is replaced.
+            error: what was measured.
+        """
+        members = region_members(plan, value)
+        formula = plan.formulas[value]
+        macs = 0.0
+        for member, share in members.items():
+            work = affine_work(plan.operations[member].structure, plan.sizes, plan.sizes[member])
+            macs += work.macs * share
+        work_after = affine_work(formula, plan.sizes, plan.sizes[value])
+        scale = plan.sizes[value] or 1.0
+        known = all(v in self.shapes for v in (*members, *formula.terms))
+        footprints = _footprints(plan, value, members, self.shapes) if known else (None, None)
+        steps, parameters = self._steps(plan, members)
+        return Region(
+            path=region_path(plan, value),
+            steps=steps,
+            result=kernels(formula),
+            params_before=parameters,
+            params_after=work_after.parameters,
+            macs_before=macs / scale,
+            macs_after=work_after.macs / scale,
+            how=plan.places[value].mode.value,
+            footprint_before=footprints[0],
+            footprint_after=footprints[1],
+            error=error,
+        )
+
+    def _steps(self, plan: NetPlan, members: Mapping[Value, float]) -> tuple[tuple[Step, ...], int]:
+        """The operations of a region, and how many parameters they have together."""
+        weights = self.weights.setdefault(plan.net, WeightsRead(plan.net))
+        inside: dict[int, int] = {}
+        steps = []
+        for member, share in members.items():
+            own = {key: round(p.numel() * share) for key, p in weights.of(member).items()}
+            shared = sum(number for key, number in own.items() if key in self.counted)
+            again = member in self.seen and share == 1
+            inside |= own
+            if share == 1:
+                self.counted |= own.keys()
+            self.seen[member] = share
+            label = plan.operations[member].label
+            if label != "identity":
+                steps.append(Step(label, member.path, sum(own.values()), shared, again))
+        return tuple(steps), sum(inside.values())
+
+
+def region_members(plan: NetPlan, value: Value) -> dict[Value, float]:
+    """The operations of a region in order of execution, each with the share of its channels that is its business.
+
+    The norms that it takes over through passages come last; of one behind a concatenation, each operation in front of
+    the concatenation takes over some channels.
+    """
+    members = dict.fromkeys((*plan.absorbed(value), value), 1.0)
+    for wrap in plan.wraps.get(value, ()):
+        channels = plan.formulas[wrap.norm].channels
+        for member in (*plan.absorbed(wrap.norm), wrap.norm):
+            members[member] = wrap.channels / channels
+    return members
+
+
+def region_path(plan: NetPlan, value: Value) -> str:
+    """Dotted path of the module in which the result of a region stands."""
     place = plan.places[value]
-    known = all(v in shapes for v in (*members, *formula.terms))
-    footprints = _footprints(plan, value, members, shapes) if known else (None, None)
-    return Region(
-        path=place.container.path if place.container is not None else place.at.path,
-        steps=steps,
-        result=kernels(formula),
-        params_before=sum(step.parameters for step in steps),
-        params_after=work_after.parameters,
-        macs_before=work_before.macs / scale,
-        macs_after=work_after.macs / scale,
-        how=place.mode.value,
-        footprint_before=footprints[0],
-        footprint_after=footprints[1],
-        error=error,
-    )
-
-
-def region_members(plan: NetPlan, value: Value) -> list[Value]:
-    """The operations of a region, in order of execution; norms that it takes over through passages come last."""
-    return [*plan.absorbed(value), value, *(wrap.norm for wrap in plan.wraps.get(value, ()))]
-
-
-def _steps(plan: NetPlan, value: Value, counted: set[Value]) -> tuple[Step, ...]:
-    steps = []
-    shares = {wrap.norm: wrap.channels for wrap in plan.wraps.get(value, ())}
-    for member in region_members(plan, value):
-        operation = plan.operations[member]
-        parameters = _parameters(member)
-        again = member in counted
-        if member in shares:  # a norm behind a concatenation: each operation before it takes over some channels
-            channels = next(iter(operation.terms.values())).out_channels
-            parameters, again = parameters * shares[member] // channels, False
-        else:
-            counted.add(member)
-        if operation.label != "identity":
-            steps.append(Step(operation.label, member.path, parameters, again))
-    return tuple(steps)
+    return place.container.path if place.container is not None else place.at.path
 
 
 def kernels(formula: Affine) -> tuple[Kernel, ...]:
@@ -91,19 +119,21 @@ def _kernel(conv: Conv) -> Kernel:
 
 
 def _footprints(
-    plan: NetPlan, value: Value, members: list[Value], shapes: Mapping[Value, Shape]
+    plan: NetPlan, value: Value, members: Mapping[Value, float], shapes: Mapping[Value, Shape]
 ) -> tuple[Footprint, Footprint]:
     size = _element_size(members)
-    macs, written = 0.0, 0
-    for member in members:
+    macs, written = 0.0, 0.0
+    for member, share in members.items():
         formula = plan.operations[member].structure
-        macs += affine_work(formula, _positions(formula, shapes), _elements(shapes[member], formula)).macs
+        macs += affine_work(formula, _positions(formula, shapes), _elements(shapes[member], formula)).macs * share
         computes = plan.operations[member].bias is not None or not all(c.identity for c in formula.terms.values())
         if computes or len(formula.terms) > 1:
-            written += torch.Size(shapes[member]).numel()
+            written += torch.Size(shapes[member]).numel() * share
     after = plan.formulas[value]
     work = affine_work(after, _positions(after, shapes), _elements(shapes[value], after))
-    return Footprint(round(macs), written * size), Footprint(round(work.macs), _written(after, value, shapes) * size)
+    return Footprint(round(macs), round(written) * size), Footprint(
+        round(work.macs), _written(after, value, shapes) * size
+    )
 
 
 def _written(formula: Affine, value: Value, shapes: Mapping[Value, Shape]) -> int:
@@ -133,7 +163,7 @@ def _elements(shape: Shape, formula: Affine) -> float:
     return torch.Size(shape).numel() / (formula.channels or 1)
 
 
-def _element_size(members: list[Value]) -> int:
+def _element_size(members: Iterable[Value]) -> int:
     """Bytes of an element of the activations: those of the first weight."""
     for member in members:
         given = member.module.parameters() if member.module is not None else (*member.args, *member.kwargs.values())
@@ -141,11 +171,3 @@ def _element_size(members: list[Value]) -> int:
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 return tensor.element_size()
     return torch.empty(0).element_size()
-
-
-def _parameters(value: Value) -> int:
-    """Parameters of an operation; norm statistics are none."""
-    if value.module is not None:
-        return sum(p.numel() for p in value.module.parameters())
-    tensors = {id(t): t for t in (*value.args, *value.kwargs.values()) if isinstance(t, nn.Parameter)}
-    return sum(t.numel() for t in tensors.values())

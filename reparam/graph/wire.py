@@ -6,7 +6,7 @@ from reparam.graph.near import all_identities
 from reparam.graph.net import Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.sizes import is_plain
-from reparam.graph.summary import kernels, region_members
+from reparam.graph.summary import kernels, region_members, region_path
 from reparam.report import Node, Wiring
 
 Region = tuple[NetPlan, Value]
@@ -50,13 +50,11 @@ def _wire_net(
         elif value in regions:
             formula = plan.formulas[value]
             text = " + ".join(str(kernel) for kernel in kernels(formula) if str(kernel) != "its input")
-            place = plan.places[value]
-            path = place.container.path if place.container is not None else place.at.path
             roots = tuple(root for root in formula.terms if isinstance(root, Value))
-            after[key] = Node(text or "bias", path, _keys(roots, new), region, True)
+            after[key] = Node(text or "bias", region_path(plan, value), _keys(roots, new), region, True)
             new[value] = key
         elif value in passed:
-            (source,) = plan.operations[value].terms
+            (source,) = plan.formulas[value].terms
             new[value] = new.get(source, key)
 
 

@@ -67,12 +67,14 @@ class Step:
         label: what it is: ``"conv 3x3"``, ``"batch norm"``.
         path: dotted path of the module that is called, or in whose forward it stands; empty for the model itself.
         parameters: its weights; norm statistics are not counted.
+        shared: how many of them an earlier step has counted.
         again: whether an earlier region contains the same operation, which disappears into several.
     """
 
     label: str
     path: str
     parameters: int
+    shared: int = 0
     again: bool = False
 
 

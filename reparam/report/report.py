@@ -19,7 +19,7 @@ class Totals:
     Args:
         operations_before: operations that are replaced.
         operations_after: operations that replace them.
-        params_before: parameters that are replaced; an operation of several regions counts once.
+        params_before: parameters that are replaced; what several regions use counts once.
         params_after: parameters of the replacements.
         footprint_before: work at the size of the example inputs; None if that of a region is not known.
         footprint_after: the same of the replacements.
@@ -61,7 +61,7 @@ class Report:
         return Totals(
             operations_before=len(fresh),
             operations_after=sum(len(region.result) for region in self.regions),
-            params_before=sum(step.parameters for step in fresh),
+            params_before=sum(step.parameters - step.shared for region in self.regions for step in region.steps),
             params_after=sum(region.params_after for region in self.regions),
             footprint_before=_sum([region.footprint_before for region in self.regions]),
             footprint_after=_sum([region.footprint_after for region in self.regions]),

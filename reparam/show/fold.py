@@ -1,6 +1,6 @@
 """Repeated blocks of a picture: children of one module that are alike and stand in a chain are drawn once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -30,26 +30,31 @@ def within(path: str, module: str) -> bool:
 
 def fold(before: Nodes, after: Nodes, regions: Sequence[Region], module: str) -> tuple[Drawn, Drawn]:
     """The nodes below ``module`` on both sides, repeated blocks once."""
-    sides = tuple(Drawn({k: n for k, n in side.items() if within(n.path, module)}) for side in (before, after))
-    pending = [module]
+    sides = [Drawn({k: n for k, n in side.items() if within(n.path, module)}) for side in (before, after)]
+    readers = [_readers(side.nodes) for side in sides]
+    pending = [(module, [list(side.nodes) for side in sides])]
     while pending:
-        parent = pending.pop()
-        children = _children(sides[0].nodes, parent)
-        if not children and sides[1].nodes:
-            continue
-        runs = _runs(children, [_Blocks(side.nodes, parent, regions) for side in sides])
-        for run in runs:
+        parent, keys = pending.pop()
+        blocks = [
+            _Blocks(side.nodes, [key for key in own if key in side.nodes], read, parent, regions)
+            for side, own, read in zip(sides, keys, readers, strict=True)
+        ]
+        for run in _runs(list(dict.fromkeys([*blocks[0].keys, *blocks[1].keys])), blocks):
+            pending.append((run[0], [block.keys.get(run[0], []) for block in blocks]))
             if len(run) > 1:
-                for side in sides:
-                    _drop(side, run)
-            if run[0] != parent:
-                pending.append(run[0])
+                for side, block in zip(sides, blocks, strict=True):
+                    _drop(side, run, block)
+                readers = [_readers(side.nodes) for side in sides]
     return sides[0], sides[1]
 
 
-def _children(nodes: Nodes, parent: str) -> list[str]:
-    """Paths of the children of a module, in order of their first operation."""
-    return list(dict.fromkeys(child for node in nodes.values() if (child := _child(node.path, parent)) is not None))
+def _readers(nodes: Nodes) -> dict[int, list[int]]:
+    """The nodes that read each node."""
+    readers: dict[int, list[int]] = {}
+    for key, node in nodes.items():
+        for source in node.inputs:
+            readers.setdefault(source, []).append(key)
+    return readers
 
 
 def _child(path: str, parent: str) -> str | None:
@@ -65,18 +70,19 @@ def _child(path: str, parent: str) -> str | None:
 class _Blocks:
     """The children of one module as parts of a graph."""
 
-    def __init__(self, nodes: Nodes, parent: str, regions: Sequence[Region]) -> None:
+    def __init__(
+        self, nodes: Nodes, own: list[int], readers: Mapping[int, list[int]], parent: str, regions: Sequence[Region]
+    ) -> None:
         self.nodes = nodes
         self.regions = regions
-        self.owner = {key: _child(node.path, parent) for key, node in nodes.items()}
+        self.readers = readers
+        self.owner: dict[int, str] = {}
         self.keys: dict[str, list[int]] = {}
-        self.readers: dict[int, list[int]] = {}
-        for key, node in nodes.items():
-            child = self.owner[key]
+        for key in own:
+            child = _child(nodes[key].path, parent)
             if child is not None:
+                self.owner[key] = child
                 self.keys.setdefault(child, []).append(key)
-            for source in node.inputs:
-                self.readers.setdefault(source, []).append(key)
 
     def signature(self, child: str) -> Any:
         """What makes two children alike: operations, sizes, and how they read each other."""
@@ -108,7 +114,7 @@ class _Blocks:
     def exits(self, child: str) -> set[int]:
         """Keys of a child that others read."""
         keys = self.keys.get(child, ())
-        return {own for own in keys if any(self.owner[key] != child for key in self.readers.get(own, ()))}
+        return {own for own in keys if any(self.owner.get(key) != child for key in self.readers.get(own, ()))}
 
 
 def _runs(children: list[str], sides: Sequence[_Blocks]) -> list[list[str]]:
@@ -126,14 +132,13 @@ def _runs(children: list[str], sides: Sequence[_Blocks]) -> list[list[str]]:
     return runs
 
 
-def _drop(side: Drawn, run: list[str]) -> None:
+def _drop(side: Drawn, run: list[str], blocks: _Blocks) -> None:
     """Keep the first of a run; what read the last reads the first."""
-    first = [key for key, node in side.nodes.items() if within(node.path, run[0])]
-    last = [key for key, node in side.nodes.items() if within(node.path, run[-1])]
-    stands_for = dict(zip(last, first, strict=True))
-    gone = {key for key, node in side.nodes.items() for path in run[1:] if within(node.path, path)}
-    moved: Callable[[int], int] = lambda key: stands_for.get(key, key)  # noqa: E731
-    side.nodes = {
-        key: replace(node, inputs=tuple(map(moved, node.inputs))) for key, node in side.nodes.items() if key not in gone
-    }
+    stands_for = dict(zip(blocks.keys.get(run[-1], ()), blocks.keys.get(run[0], ()), strict=True))
+    for path in run[1:]:
+        for key in blocks.keys.get(path, ()):
+            del side.nodes[key]
+    for key, node in side.nodes.items():
+        if any(source in stands_for for source in node.inputs):
+            side.nodes[key] = replace(node, inputs=tuple(stands_for.get(source, source) for source in node.inputs))
     side.blocks[run[0]] = tuple(run)
