@@ -17,6 +17,7 @@ from reparam.graph.worth import Worth
 BY_OPTION: Final = frozenset(["cost", "excluded"])  # the remedy is another argument, not another model
 BY_EXAMPLE: Final = ("give example_inputs", "give an example input")  # so is this
 NO_FORMULA: Final = frozenset(["branch_sum", "conv_after_conv", "pad"])  # what would be merged has no formula
+STEPS: Final = 32  # operations that are looked at beside one
 
 
 @final
@@ -48,12 +49,29 @@ class Nearness:
         return not isinstance(merged, Refusal) and self.worth.gain(before, {reader: merged}) is None
 
     def _has_neighbour(self, value: Value) -> bool:
-        return any(self._computes(v) for v in (*value.inputs, *value.users))
+        """Whether it would meet a linear operation: in front of it, behind it, or beside it in a sum."""
+        return any(self._computes(v) for v in (*value.inputs, *value.users)) or any(
+            self._has_brother(value, user) for user in value.users
+        )
 
     def _computes(self, value: Value) -> bool:
-        """Whether a value is linear and more than a copy of its input."""
+        """Whether a value is linear and more than a copy, or a sum of copies."""
         operation = self.plan.operations.get(value)
         return operation is not None and (operation.bias is not None or not all_identities(self.plan, value))
+
+    def _has_brother(self, value: Value, total: Value) -> bool:
+        """Whether another summand of ``total`` is a linear function of what ``value`` reads."""
+        operation = self.plan.operations.get(total)
+        pending = [] if operation is None else [summand for summand in operation.terms if summand is not value]
+        for _ in range(STEPS):
+            if not pending:
+                return False
+            found = pending.pop()
+            if found in value.inputs:
+                return True
+            if found in self.plan.operations:
+                pending += self.plan.operations[found].terms
+        return False
 
 
 def _by_model(refusal: Refusal) -> bool:

@@ -21,7 +21,7 @@ def draw_ranges(ranges: "Sequence[ChannelRanges]", file: Path) -> Path:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ReparamError("expected matplotlib for heat maps: pip install 'reparam[draw]'") from error
-    figure = Figure(figsize=(12, 1.6 + 0.22 * len(ranges)), layout="constrained")
+    figure = Figure(figsize=(12, 2.0 + 0.22 * len(ranges)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     lines = [([relative(r.before) for r in ranges], "before"), ([relative(r.after) for r in ranges], "after")]
     limit = max(max(float(np.abs(line).max()) for line in found) for found, _ in lines) or 1.0
@@ -39,7 +39,7 @@ def draw_ranges(ranges: "Sequence[ChannelRanges]", file: Path) -> Path:
         axes.set_xticks([])
     left.set_yticks(range(len(ranges)), [r.path or "(model)" for r in ranges], fontsize=7)
     left.invert_yaxis()
-    bar = figure.colorbar(mesh, ax=[left, right], shrink=0.6)
+    bar = figure.colorbar(mesh, ax=[left, right], location="bottom", shrink=0.4, aspect=40)
     bar.set_label("largest weight of the channel, log2 of medians", fontsize=8)
     figure.savefig(file, dpi=120)
     return file
