@@ -253,7 +253,7 @@ def test_the_cost_policy_decides_which_refusals_are_near() -> None:
     assert [miss.rule for miss in reparam.plan(model, cost=cost.always).near_misses] == ["border_rule"]
 
 
-# --- sums of branches --------------------------------------------------------------------------------------------------
+# --- sums of branches -------------------------------------------------------------------------------------------------
 
 
 def sums(plan: Plan) -> list[Refusal]:

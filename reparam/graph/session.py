@@ -27,6 +27,7 @@ from reparam.graph.reading import reading
 from reparam.graph.shapes import Shape
 from reparam.graph.site import Limits
 from reparam.graph.summary import Describer
+from reparam.graph.unread import first_line
 from reparam.graph.wire import wire
 from reparam.report import Plan, Receipt, Region
 
@@ -94,7 +95,7 @@ class Session:
                     error = group_error(plan, norm, members)
                     why = _differs(error)
                 except Exception as problem:  # user code on input that it was not written for
-                    error, why = float("inf"), f"it cannot be run on random input: {type(problem).__name__}: {problem}"
+                    error, why = float("inf"), f"it cannot be run on random input: {first_line(problem)}"
                 for member in members:
                     errors[member] = error
                 if not error <= TOLERANCE:
@@ -119,7 +120,7 @@ class Session:
                     try:
                         errors[value] = region_error(plan, value, formula)
                     except Exception as error:  # user code on input that it was not written for
-                        refusal = Refusal("check", f"it cannot be run on random input: {type(error).__name__}: {error}")
+                        refusal = Refusal("check", f"it cannot be run on random input: {first_line(error)}")
                         failed.append(refusal.at(value.path, value.name))
                         continue
                     if not errors[value] <= TOLERANCE:

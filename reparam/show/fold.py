@@ -100,10 +100,9 @@ class _Blocks:
         return found
 
     def follows(self, first: str, second: str) -> bool:
-        """Whether ``second`` reads one value, of ``first``, which hands on nothing else."""
+        """Whether ``second`` reads one value, of ``first``, which hands on nothing else and to nothing else."""
         inputs = self.entries(second)
-        outputs = self.exits(first)
-        return len(inputs) == 1 and inputs == outputs
+        return len(inputs) == 1 and inputs == self.exits(first) and self.readers_of(inputs) <= {first, second}
 
     def entries(self, child: str) -> set[int]:
         """Keys outside of a child that it reads."""
@@ -113,8 +112,11 @@ class _Blocks:
 
     def exits(self, child: str) -> set[int]:
         """Keys of a child that others read."""
-        keys = self.keys.get(child, ())
-        return {own for own in keys if any(self.owner.get(key) != child for key in self.readers.get(own, ()))}
+        return {own for own in self.keys.get(child, ()) if self.readers_of({own}) - {child}}
+
+    def readers_of(self, keys: set[int]) -> set[str | None]:
+        """The children that read some of the keys; None: something else does."""
+        return {self.owner.get(key) for own in keys for key in self.readers.get(own, ())}
 
 
 def _runs(children: list[str], sides: Sequence[_Blocks]) -> list[list[str]]:

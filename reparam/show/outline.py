@@ -1,6 +1,7 @@
 """The tree of a report: the modules in which regions and refusals stand, equal siblings folded."""
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, final
 
@@ -111,23 +112,29 @@ def _worse(one: Entry, two: Entry) -> Entry:
 
 def _signature(branch: Branch, base: str) -> Any:
     """What makes two branches alike: everything but errors and the path at which they stand."""
-    here = f"{base}." if base else ""
-
-    def local(text: str) -> str:
-        return text.replace(here, f"{HERE}.").replace(base, HERE) if base else text
-
     return (
         branch.kind,
         len(branch.same),
-        local(branch.path),
-        tuple(_anywhere(entry.region, local) for entry in branch.regions),
-        tuple(replace(refusal, path="", condition=local(refusal.condition)) for refusal in branch.left),
+        _below(branch.path, base),
+        tuple(_anywhere(entry.region, base) for entry in branch.regions),
+        tuple(replace(refusal, path="", condition=_said(refusal.condition, base)) for refusal in branch.left),
         tuple(_signature(child, base) for child in branch.children),
     )
 
 
-def _anywhere(region: Region, local: Callable[[str], str]) -> Region:
-    steps = tuple(replace(step, path=local(step.path)) for step in region.steps)
+def _below(path: str, base: str) -> str:
+    """A path, seen from ``base`` if it lies below it."""
+    inside = path == base or path.startswith(f"{base}.")
+    return f"{HERE}{path[len(base) :]}" if base and inside else path
+
+
+def _said(condition: str, base: str) -> str:
+    """A condition in which the paths below ``base``, which follow "at" or "of", are seen from there."""
+    return re.sub(rf"(?<=\b(?:at|of) ){re.escape(base)}(?=\.|\b(?!\w))", HERE, condition) if base else condition
+
+
+def _anywhere(region: Region, base: str) -> Region:
+    steps = tuple(replace(step, path=_below(step.path, base)) for step in region.steps)
     return replace(region, path="", error=None, steps=steps)
 
 
@@ -135,7 +142,7 @@ def near_misses(report: Report) -> Iterator[tuple[Refusal, tuple[str, ...]]]:
     """Near misses that differ, each with all paths at which it is found."""
     found: dict[Any, tuple[Refusal, list[str]]] = {}
     for refusal in report.near_misses:
-        condition = refusal.condition.replace(refusal.path, HERE) if refusal.path else refusal.condition
+        condition = _said(refusal.condition, refusal.path)
         key = (report.modules.get(refusal.path), replace(refusal, path="", condition=condition))
         found.setdefault(key, (refusal, []))[1].append(refusal.path)
     for refusal, paths in found.values():
