@@ -253,6 +253,14 @@ def test_the_cost_policy_decides_which_refusals_are_near() -> None:
     assert [miss.rule for miss in reparam.plan(model, cost=cost.always).near_misses] == ["border_rule"]
 
 
+def test_a_norm_that_stays_is_found_by_its_path_and_shown_with_what_it_stays_for() -> None:
+    plan = reparam.plan(ready(Reads(True)))
+    assert [miss.path for miss in plan.near_misses] == ["conv", "norm"]
+    (line,) = [line for line in str(plan).splitlines() if "used_elsewhere" in line]
+    assert line.startswith("  conv Conv2d: used_elsewhere (Conv2d -> BatchNorm2d): its value is also read by relu")
+    assert line.endswith("; to fuse: read it once; also at norm")
+
+
 # --- sums of branches -------------------------------------------------------------------------------------------------
 
 

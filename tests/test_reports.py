@@ -159,6 +159,18 @@ def test_siblings_that_differ_are_not_folded(change: Callable[[Any], Any]) -> No
     assert titles[-1] == "3 Block"
 
 
+def test_equal_near_misses_are_one_line() -> None:
+    model = ready(nn.Sequential(*(nn.Sequential(conv(1), conv(3), nn.ReLU()) for _ in range(6))))
+    for block in model:
+        block[0].bias = nn.Parameter(torch.randn(C, dtype=torch.float64))
+    plan = reparam.plan(model)
+    assert len(plan.near_misses) == 6
+    (line,) = [line for line in str(plan).splitlines() if "border_rule" in line]
+    assert line.startswith("  0.0 Conv2d: border_rule (Conv2d -> Conv2d): a value with a bias is padded by zeros")
+    assert line.endswith("; also at 1.0, 2.0, 3.0 and 2 more")
+    assert line.strip() in " ".join(Page(plan._repr_html_()).text.split())
+
+
 def test_a_folded_receipt_shows_the_largest_error() -> None:
     receipt = reparam.receipt(reparam.fuse(ready(nn.Sequential(*(Block() for _ in range(4))))))
     (branch,) = outline(receipt).children

@@ -143,7 +143,7 @@ def near_misses(report: Report) -> Iterator[tuple[Refusal, tuple[str, ...]]]:
     found: dict[Any, tuple[Refusal, list[str]]] = {}
     for refusal in report.near_misses:
         condition = _said(refusal.condition, refusal.path)
-        key = (report.modules.get(refusal.path), replace(refusal, path="", condition=condition))
+        key = replace(refusal, path="", condition=condition)
         found.setdefault(key, (refusal, []))[1].append(refusal.path)
     for refusal, paths in found.values():
         yield refusal, tuple(paths)

@@ -47,8 +47,8 @@ def near_miss(report: Report, refusal: Refusal, paths: tuple[str, ...]) -> str:
     others = [path or "(model)" for path in paths[1:]]
     more = ""
     if others:
-        named = ", ".join(others[:SOME]) + (", \N{HORIZONTAL ELLIPSIS}" if len(others) > SOME else "")
-        more = f"; the same {counted(len(others), 'time')} more: {named}"
+        rest = f" and {len(others) - SOME} more" if len(others) > SOME else ""
+        more = f"; also at {', '.join(others[:SOME])}{rest}"
     return f"{first}: {reason(refusal)}{more}"
 
 
