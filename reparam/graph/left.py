@@ -6,7 +6,7 @@ from typing import Final
 
 from reparam.algebra import Affine, Refusal, substitute
 from reparam.cost import Cost
-from reparam.graph.near import Nearness, all_identities
+from reparam.graph.near import Nearness
 from reparam.graph.net import Reading, Value
 from reparam.graph.net_plan import NetPlan
 
@@ -92,14 +92,8 @@ def _why_apart(plan: NetPlan, reader: Value) -> tuple[Value, Refusal] | None:
 
 def _stands(plan: NetPlan, value: Value, reader: Value, refusal: Refusal) -> bool:
     """Whether a refused pair is still there, and both do something."""
-    gone = value in plan.inlined or reader in plan.inlined or _hands_on(plan, value) or _hands_on(plan, reader)
+    gone = any(v in plan.inlined or plan.operations[v].hands_on for v in (value, reader))
     return not gone and refusal.rule != "boundary"
-
-
-def _hands_on(plan: NetPlan, value: Value) -> bool:
-    """Whether an operation returns its input, so that nothing is lost by leaving it."""
-    operation = plan.operations[value]
-    return len(operation.terms) == 1 and operation.bias is None and all_identities(plan, value)
 
 
 def _touching(plan: NetPlan) -> dict[Value, tuple[Value, Value]]:

@@ -57,7 +57,9 @@ class Nearness:
     def _computes(self, value: Value) -> bool:
         """Whether a value is linear and more than a copy, or a sum of copies."""
         operation = self.plan.operations.get(value)
-        return operation is not None and (operation.bias is not None or not all_identities(self.plan, value))
+        if operation is None:
+            return False
+        return operation.bias is not None or not all(conv.identity for conv in operation.terms.values())
 
     def _has_brother(self, value: Value, total: Value) -> bool:
         """Whether another summand of ``total`` is a linear function of what ``value`` reads."""
@@ -77,8 +79,3 @@ class Nearness:
 def _by_model(refusal: Refusal) -> bool:
     """Whether the remedy is a change of the model."""
     return bool(refusal.remedy) and refusal.rule not in BY_OPTION and refusal.remedy not in BY_EXAMPLE
-
-
-def all_identities(plan: NetPlan, value: Value) -> bool:
-    """Whether an operation only copies, or adds copies."""
-    return all(conv.identity for conv in plan.operations[value].terms.values())

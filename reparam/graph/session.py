@@ -28,6 +28,7 @@ from reparam.graph.shapes import Shape
 from reparam.graph.site import Limits
 from reparam.graph.summary import Describer
 from reparam.graph.unread import first_line
+from reparam.graph.used import makers_only
 from reparam.graph.wire import wire
 from reparam.report import Plan, Receipt, Region
 
@@ -52,17 +53,22 @@ class Session:
         """All fused values of all nets."""
         return [(plan, value) for plan in self.plans for value in plan.changed()]
 
+    def _unread(self) -> list[tuple[NetPlan, Value]]:
+        """Norms whose value nothing reads: they go."""
+        return [(plan, value) for plan in self.plans for value in plan.dropped]
+
     def plan(self) -> Plan:
         """The plan for a reader."""
-        regions = self._describe(self.regions(), {})
+        unread = self._unread()
+        regions = self._describe([*self.regions(), *unread], {})
         alone = tuple(left(self.reading, self.plans, self.options.cost))
         modules = self._modules(regions, alone)
-        wiring = wire(self.plans, self.regions())
+        wiring = wire(self.plans, [*self.regions(), *unread])
         return Plan(regions, alone, type(self.model).__name__, modules, wiring, self.model, self.options)
 
     def _receipt(self, done: list[Fused], errors: dict[Value, float], failed: list[Refusal]) -> Receipt:
         """What was done, for a reader."""
-        regions = self._describe([(fused.plan, fused.value) for fused in done], errors)
+        regions = self._describe([*((fused.plan, fused.value) for fused in done), *self._unread()], errors)
         failed = [replace(refusal, near=bool(refusal.remedy)) for refusal in failed]
         alone = tuple(near_first([*failed, *left(self.reading, self.plans, self.options.cost)]))
         return Receipt(regions, alone, type(self.model).__name__, self._modules(regions, alone))
@@ -146,9 +152,8 @@ class Session:
             if fused not in done:
                 refusal = Refusal("together", together)
                 failed.append(refusal.at(fused.value.path, fused.value.name))
-        unread = [value for plan in self.plans for value in plan.dropped]
         receipt = self._receipt(done, errors, failed)
-        Emitter(self.model, self.reading.nets).apply(done, unread)
+        Emitter(self.model, self.reading.nets).apply(done, [value for _, value in self._unread()])
         return receipt
 
 

@@ -10,6 +10,8 @@ from reparam.algebra import Affine, Conv
 from reparam.cost import affine_work
 from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan
+from reparam.graph.placing import Mode
+from reparam.graph.scale import is_scale
 from reparam.graph.shapes import Shape
 from reparam.graph.weights_read import WeightsRead
 from reparam.report import Footprint, Kernel, Kind, Region, Step
@@ -38,7 +40,7 @@ class Describer:
             error: what was measured.
         """
         members = region_members(plan, value)
-        formula = plan.formulas[value]
+        formula = Affine({}) if value in plan.dropped else plan.formulas[value]
         macs = 0.0
         for member, share in members.items():
             work = affine_work(plan.operations[member].structure, plan.sizes, plan.sizes[member])
@@ -46,7 +48,7 @@ class Describer:
         work_after = affine_work(formula, plan.sizes, plan.sizes[value])
         scale = plan.sizes[value] or 1.0
         known = all(v in self.shapes for v in (*members, *formula.terms))
-        footprints = _footprints(plan, value, members, self.shapes) if known else (None, None)
+        footprints = _footprints(plan, value, members, formula, self.shapes) if known else (None, None)
         steps, parameters = self._steps(plan, members)
         return Region(
             path=region_path(plan, value),
@@ -56,7 +58,7 @@ class Describer:
             params_after=work_after.parameters,
             macs_before=macs / scale,
             macs_after=work_after.macs / scale,
-            how=plan.places[value].mode.value,
+            how=(plan.places[value].mode if value in plan.places else Mode.SWAP).value,
             footprint_before=footprints[0],
             footprint_after=footprints[1],
             error=error,
@@ -97,20 +99,24 @@ def region_members(plan: NetPlan, value: Value) -> dict[Value, float]:
 
 def region_path(plan: NetPlan, value: Value) -> str:
     """Dotted path of the module in which the result of a region stands."""
-    place = plan.places[value]
+    place = plan.places.get(value)
+    if place is None:
+        return value.path
     return place.container.path if place.container is not None else place.at.path
 
 
 def kernels(formula: Affine) -> tuple[Kernel, ...]:
     """The terms of a formula."""
-    return tuple(map(_kernel, formula.terms.values()))
+    return tuple(_kernel(conv, len(formula.terms) > 1) for conv in formula.terms.values())
 
 
-def _kernel(conv: Conv) -> Kernel:
-    """A term of a formula."""
+def _kernel(conv: Conv, beside: bool) -> Kernel:
+    """A term of a formula; ``beside``: it is added to others."""
     kind = Kind.TRANSPOSED if conv.transposed else Kind.CONV
     if conv.identity:
         kind = Kind.INPUT
+    elif is_scale(conv) and (beside or conv.axes == 0):
+        kind = Kind.SCALE
     elif conv.axes == 0:
         kind = Kind.LINEAR
     padding = tuple(zip(conv.lo, conv.hi, strict=True))
@@ -119,7 +125,7 @@ def _kernel(conv: Conv) -> Kernel:
 
 
 def _footprints(
-    plan: NetPlan, value: Value, members: Mapping[Value, float], shapes: Mapping[Value, Shape]
+    plan: NetPlan, value: Value, members: Mapping[Value, float], after: Affine, shapes: Mapping[Value, Shape]
 ) -> tuple[Footprint, Footprint]:
     size = _element_size(members)
     macs, written = 0.0, 0.0
@@ -129,7 +135,6 @@ def _footprints(
         computes = plan.operations[member].bias is not None or not all(c.identity for c in formula.terms.values())
         if computes or len(formula.terms) > 1:
             written += torch.Size(shapes[member]).numel() * share
-    after = plan.formulas[value]
     work = affine_work(after, _positions(after, shapes), _elements(shapes[value], after))
     return Footprint(round(macs), round(written) * size), Footprint(
         round(work.macs), _written(after, value, shapes) * size
@@ -139,7 +144,7 @@ def _footprints(
 def _written(formula: Affine, value: Value, shapes: Mapping[Value, Shape]) -> int:
     """Elements that the operations of a formula write: convolutions, the pads that some need, and the sums."""
     convs = [(root, conv) for root, conv in formula.terms.items() if not conv.identity]
-    numel = torch.Size(shapes[value]).numel()
+    numel = torch.Size(shapes[value]).numel() if formula.terms else 0
     total = numel * (max(len(convs), 1) + len(formula.terms) - 1)
     for root, conv in convs:
         if conv.needs_pad:

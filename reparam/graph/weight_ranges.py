@@ -53,11 +53,11 @@ def spread(ranges: tuple[float, ...]) -> float:
 
 
 def weight_ranges(plan: Plan) -> tuple[ChannelRanges, ...]:
-    """Ranges of the weights of every region of a plan, of the weights that the model has now."""
+    """Ranges of the weights that the model has now, of every region of a plan that becomes an operation."""
     session = Session(plan.model, plan.options or Options())
     found = []
     with torch.no_grad():
-        for (net, value), region in zip(session.regions(), plan.regions, strict=True):
+        for (net, value), region in zip(session.regions(), plan.regions, strict=False):
             before = [
                 conv for member in region_members(net, value) for conv in _convs(net.operations[member].numbers())
             ]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 
-from reparam.graph.near import all_identities
 from reparam.graph.net import Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.sizes import is_plain
@@ -47,7 +46,7 @@ def _wire_net(
         if region is None:
             after[key] = Node(label, value.path, _keys(value.inputs, new), None, linear, name)
             new[value] = key
-        elif value in regions:
+        elif value in regions and value not in plan.dropped:
             formula = plan.formulas[value]
             text = " + ".join(str(kernel) for kernel in kernels(formula) if str(kernel) != "its input")
             roots = tuple(root for root in formula.terms if isinstance(root, Value))
@@ -69,15 +68,9 @@ def _members(plan: NetPlan, regions: dict[Value, int]) -> dict[Value, int]:
 
 
 def _copies(plan: NetPlan, value: Value) -> bool:
+    """Whether a value is that of another one, and is left as it is."""
     operation = plan.operations.get(value)
-    return (
-        operation is not None
-        and len(operation.terms) == 1
-        and operation.bias is None
-        and all_identities(plan, value)
-        and value not in plan.inlined
-        and value not in plan.places
-    )
+    return operation is not None and operation.hands_on and value not in plan.inlined and value not in plan.places
 
 
 def _keys(values: Iterable[Value], keys: dict[Value, int]) -> tuple[int, ...]:

@@ -58,7 +58,7 @@ class Plan(Report):
         """Weight ranges of every output channel, before and after, of every region: what quantization trips over.
 
         Returns:
-            One entry per region.
+            One entry per region that becomes an operation; regions whose value nothing reads come last and have none.
 
         Raises:
             ReparamError: weights are on the meta device.

@@ -12,13 +12,14 @@ class Kind(Enum):
     CONV = "conv"
     TRANSPOSED = "transposed conv"
     LINEAR = "linear"
+    SCALE = "scale"
     INPUT = "its input"
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One operation of a result: a convolution of one input, or the input itself.
+    """One operation of a result: a convolution or scale of one input, or the input itself.
 
     Args:
         kind: what it is.
@@ -47,6 +48,8 @@ class Kernel:
     def __str__(self) -> str:
         if self.kind is Kind.INPUT:
             return "its input"
+        if self.kind is Kind.SCALE:
+            return "scale"
         if self.kind is Kind.LINEAR:
             return f"linear {self.in_channels} -> {self.out_channels}"
         parts = [f"{self.kind.value} {'x'.join(map(str, self.kernel))}"]
@@ -100,7 +103,7 @@ class Region:
     Args:
         path: dotted path of the module in which the result stands; empty for the model itself.
         steps: the operations that are replaced, in order of execution.
-        result: the operations that replace them, one per input; their results are added.
+        result: the operations that replace them, one per input; their results are added. Empty: nothing reads them.
         params_before: parameters that are replaced, with norm statistics not counted.
         params_after: parameters of the replacement.
         macs_before: multiply-adds per output position of the region.
@@ -131,7 +134,7 @@ class Region:
     @property
     def after(self) -> tuple[str, ...]:
         """The operations that replace them, in words."""
-        return tuple(map(str, self.result))
+        return tuple(map(str, self.result)) or ("nothing, for its value is not read",)
 
     @property
     def change(self) -> str:
