@@ -133,7 +133,8 @@ class _Planner:
                 with_it = dict(chosen)
                 trial, refusal = self.draft.step(formula, root, reader, with_it)
                 if refusal is not None:
-                    refused[root] = refusal
+                    if refusal.rule == "branch_sum":
+                        refused.setdefault(root, refusal)
                     later.append(root)
                     continue
                 trial = self._through_identities(trial, reader, with_it)
@@ -154,7 +155,7 @@ class _Planner:
             pending = later if grown else []
         chosen, formula = self._prune(reader, chosen, formula)
         for root, why in refused.items():  # a summand that cannot join the others
-            if root not in chosen and root in self.plan.formulas[reader].terms:
+            if root not in chosen and (root, reader) not in self.plan.refusals:
                 self.draft.refuse(root, reader, why)
         if not chosen or self._only_arithmetic((*chosen, reader)):
             return False
