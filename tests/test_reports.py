@@ -20,6 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import reparam
 from reparam import Plan
+from reparam.graph.options import Options
+from reparam.graph.session import Session
 from reparam.models import RepVGG
 from reparam.report import Footprint
 from reparam.show.outline import Branch, outline
@@ -361,6 +363,40 @@ def test_looking_changes_nothing(build: Callable[[], nn.Module], tmp_path: Any) 
     assert attributes == {path: sorted(vars(module)) for path, module in model.named_modules()}
     assert torch.equal(torch.get_rng_state(), seed)
     assert str(plan) == str(reparam.plan(model, example_inputs=inputs(model)))
+
+
+def calls_of(function: Callable[[], Any]) -> int:
+    """How many functions are called: what stands in for time, and is the same on every machine."""
+    count = 0
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("block", [Block, lambda: nn.Sequential(conv(1), nn.BatchNorm2d(C), conv(3), nn.ReLU())])
+@pytest.mark.parametrize("look", [Plan.__str__, Plan.to_dict, Plan._repr_html_, Plan.to_markdown])
+def test_looking_takes_linear_time(block: Callable[[], nn.Module], look: Callable[[Plan], Any]) -> None:
+    plans = [reparam.plan(ready(nn.Sequential(*(block() for _ in range(n))))) for n in (30, 60)]
+    few, many = (calls_of(lambda plan=plan: look(plan)) for plan in plans)
+    assert many < 2.2 * few, f"{few} calls for 30 blocks, {many} for 60"
+
+
+@pytest.mark.parametrize("block", [Block, lambda: nn.Sequential(conv(1), nn.BatchNorm2d(C), conv(3), nn.ReLU())])
+def test_describing_takes_linear_time(block: Callable[[], nn.Module]) -> None:
+    """What a plan needs besides the search itself."""
+    counts = []
+    for n in (30, 60):
+        session = Session(ready(nn.Sequential(*(block() for _ in range(n)))), Options())
+        counts.append(calls_of(session.plan))
+    assert counts[1] < 2.2 * counts[0], counts
 
 
 # --- pages and tables -------------------------------------------------------------------------------------------------

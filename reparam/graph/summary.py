@@ -66,7 +66,9 @@ class Describer:
 
     def _steps(self, plan: NetPlan, members: Mapping[Value, float]) -> tuple[tuple[Step, ...], int]:
         """The operations of a region, and how many parameters they have together."""
-        weights = self.weights.setdefault(plan.net, WeightsRead(plan.net))
+        if plan.net not in self.weights:
+            self.weights[plan.net] = WeightsRead(plan.net)
+        weights = self.weights[plan.net]
         inside: dict[int, int] = {}
         steps = []
         for member, share in members.items():
