@@ -74,6 +74,18 @@ class Made(nn.Module):
         return torch.relu(y * self.scale.view(1, -1, 1, 1))
 
 
+class Unread(nn.Module):
+    """A norm whose value nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(C), conv_norm(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm(x)
+        return self.conv(x)
+
+
 class Decides(nn.Module):
     """A forward that cannot be read, with blocks inside."""
 
@@ -90,6 +102,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "mixed": Mixed,
     "spread": Spread,
     "made": Made,
+    "unread": Unread,
     "decides": lambda: nn.Sequential(Decides(), conv_norm(1)),
     "repvgg": lambda: RepVGG((2, 4, 1), (8, 16, 16), (2, 2, 1), num_classes=3),
     "nothing": lambda: nn.Sequential(nn.ReLU()),
@@ -205,7 +218,7 @@ def test_totals_are_those_of_the_nets(build: Callable[[], nn.Module]) -> None:
     fused = plan.apply()
     sizes = [sum(parameter.numel() for parameter in net.parameters()) for net in (model, fused)]
     assert sizes[0] - sizes[1] == plan.totals.params_before - plan.totals.params_after
-    assert plan.totals.operations_after == sum(len(region.after) for region in plan.regions)
+    assert plan.totals.operations_after == sum(len(region.result) for region in plan.regions)
 
 
 def test_an_operation_of_two_regions_counts_once() -> None:
@@ -338,6 +351,10 @@ def test_a_kernel_is_that_of_the_module_that_is_made(build: Callable[[], nn.Modu
     _, plan = planned(build)
     fused = dict(plan.apply().named_modules())
     for region in plan.regions:
+        if not region.result:
+            assert region.after == ("nothing, for its value is not read",)
+            assert type(fused[region.path]) is nn.Identity
+            continue
         (kernel,) = region.result
         (module,) = [m for p, m in fused.items() if p.startswith(region.path) and isinstance(m, nn.Conv2d)][
             :1
