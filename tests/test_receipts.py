@@ -260,6 +260,25 @@ def test_fusing_once_more_replaces_it() -> None:
     assert len(reparam.receipt(fused).regions) == 3
 
 
+def test_a_module_that_takes_the_place_of_a_fused_one_does_not_inherit_its_receipt() -> None:
+    part = reparam.fuse(ready(Sum()), exclude=("conv",))
+    whole = reparam.fuse(ready(nn.Sequential(part, nn.BatchNorm2d(C))))
+    assert type(whole[0]) is nn.Conv2d
+    assert whole[0].note == "mine", "other attributes are carried"
+    assert [path for path, module in whole.named_modules() if ATTRIBUTE in vars(module)] == [""]
+
+
+class Sum(nn.Module):
+    """A convolution and a shortcut, with an attribute of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.note = conv(3), "mine"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + x
+
+
 def test_the_model_that_was_given_has_none() -> None:
     model = ready(net())
     reparam.fuse(model)

@@ -6,6 +6,8 @@ from typing import Any, final
 
 from torch import nn
 
+from reparam.report.receipt import ATTRIBUTE
+
 
 @final
 class State:
@@ -53,8 +55,8 @@ def carry_attributes(old: nn.Module, new: nn.Module) -> None:
 
 
 def carried(module: nn.Module) -> dict[str, Any]:
-    """Plain attributes of a module: neither torch's own nor parameters, buffers and children."""
-    own = nn.Module().__dict__.keys() | {"forward"}
+    """Plain attributes of a module: neither torch's own nor parameters, buffers and children, nor its receipt."""
+    own = nn.Module().__dict__.keys() | {"forward", ATTRIBUTE}
     return {name: value for name, value in module.__dict__.items() if name not in own}
 
 
