@@ -61,6 +61,7 @@ class Plan:
     Args:
         regions: what is fused.
         left: what is left alone, with the reason.
+        boundaries: what stands between the regions, one refusal for each kind of operation that is not linear.
 
     Example:
         >>> import torch, reparam
@@ -75,6 +76,7 @@ class Plan:
     model: nn.Module = field(repr=False, compare=False)
     options: "Options" = field(repr=False, compare=False)
     _apply: Callable[..., nn.Module] = field(repr=False, compare=False)
+    boundaries: tuple[Refusal, ...] = ()
 
     def apply(self, *, inplace: bool = False, check: bool = True) -> nn.Module:
         """Fuse the model that was planned; the same as ``reparam.fuse``."""

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from reparam.algebra import Affine, Refusal
 from reparam.errors import ReparamError, TrainingModeError
+from reparam.graph.between import boundaries
 from reparam.graph.check import TOLERANCE, group_error, region_error
 from reparam.graph.emit import Emitter
 from reparam.graph.examples import record
@@ -53,7 +54,7 @@ class Session:
         regions = [describe(plan, value, (errors or {}).get(value)) for plan, value in self.regions()]
         regions += [dropped(plan, value) for plan in self.plans for value in plan.dropped]
         alone = [*failed, *left(self.reading, self.plans)]
-        return Plan(tuple(regions), tuple(alone), self.model, self.options, apply)
+        return Plan(tuple(regions), tuple(alone), self.model, self.options, apply, boundaries(self.plans))
 
     def _check_groups(self, ready: list[Fused], errors: dict[Value, float]) -> list[Refusal]:
         """Check the values that took over a norm through passages; those that fail are taken out of ``ready``."""

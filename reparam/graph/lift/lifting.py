@@ -9,8 +9,9 @@ from reparam.graph.effects import written
 from reparam.graph.leaves import SHARED, hooks
 from reparam.graph.lift.arithmetic import arithmetic_sum, channel_product, scale
 from reparam.graph.lift.base import Known, Lifted, Lifting, parametrized_in_training
+from reparam.graph.lift.channels import channel_assignment, channel_selection, channel_shuffle, concatenation
 from reparam.graph.lift.convs import conv_function, conv_module, conv_transpose_module
-from reparam.graph.lift.layouts import order
+from reparam.graph.lift.layouts import order_of_axes
 from reparam.graph.lift.linear import linear_function, linear_module
 from reparam.graph.lift.norms import norm_function, norm_module
 from reparam.graph.lift.pads import framed_pad, pad
@@ -27,7 +28,7 @@ LIFTINGS: Final[tuple[Lifting, ...]] = (
     linear_module,
     conv_transpose_module,
     passes_through,
-    order,
+    order_of_axes,
     arithmetic_sum,
     scale,
     conv_function,
@@ -39,6 +40,10 @@ LIFTINGS: Final[tuple[Lifting, ...]] = (
     pool,
     adaptive_pool,
     spatial_slice,
+    channel_selection,
+    concatenation,
+    channel_shuffle,
+    channel_assignment,
 )
 IN_PLACE: Final = Refusal("in_place", "it writes into memory that is read again later", "use the operation that copies")
 
