@@ -30,7 +30,7 @@ def boundaries(plans: Iterable[NetPlan]) -> tuple[Refusal, ...]:
 
 
 def _between(plan: NetPlan) -> list[Value]:
-    """Operations that are not linear, with linear ones in front of them and behind them."""
+    """Operations that are not linear, with linear ones on both sides, or on one if they might have been linear."""
     work = {v for v, operation in plan.operations.items() if any(not c.identity for c in operation.terms.values())}
     behind: set[Value] = set()
     for value in plan.net.values:
@@ -44,8 +44,7 @@ def _between(plan: NetPlan) -> list[Value]:
     return [
         value
         for value in plan.net.values
-        if value in behind
-        and value in before
+        if (value in behind) + (value in before) + (value in plan.boundaries) >= 2
         and value not in plan.operations
         and value not in covered
         and not is_plain(value)
