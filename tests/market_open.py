@@ -9,7 +9,6 @@ from typing import Final
 OPEN: Final[dict[str, frozenset[str]]] = {
     "test_counts": frozenset(
         {
-            "ParNet, downsampling",
             "PeLK",
             "QuickSRNet, sum of shuffled branches",
             "ShiftwiseConv",
@@ -17,7 +16,6 @@ OPEN: Final[dict[str, frozenset[str]]] = {
     ),
     "test_modules_left": frozenset(
         {
-            "ParNet, downsampling",
             "PeLK",
             "QuickSRNet, sum of shuffled branches",
             "ShiftwiseConv",
@@ -32,7 +30,6 @@ OPEN: Final[dict[str, frozenset[str]]] = {
     ),
     "test_sweep": frozenset(
         {
-            "ParNet, downsampling",
             "QuickSRNet, sum of shuffled branches",
         }
     ),

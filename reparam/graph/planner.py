@@ -15,13 +15,14 @@ from reparam.graph.draft import Draft
 from reparam.graph.lift import Known, Lifting
 from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan
-from reparam.graph.placing import Site, place
+from reparam.graph.placing import Place, Site, place
 from reparam.graph.pruning import Pruning
 from reparam.graph.spreading import Spreading
 from reparam.graph.through import Through
 from reparam.graph.worth import EPSILON, Worth
 
 REACH: Final = 256  # values that one step looks at
+RETRIES: Final = 4  # places that are looked for
 
 
 @final
@@ -123,7 +124,7 @@ class _Planner:
         if refusal is not None:
             return self._look_behind(reader, seed, refusal)
         pending = [root for root in formula.terms if isinstance(root, Value)]
-        apart: tuple[Value, Refusal] | None = None
+        apart: Refusal | None = None
         grown = True
         while pending and len(chosen) < REACH:
             later = []
@@ -134,7 +135,7 @@ class _Planner:
                 with_it = dict(chosen)
                 trial, refusal = self.draft.step(formula, root, reader, with_it)
                 if refusal is not None:
-                    apart = apart or (None if refusal.rule != "branch_sum" else (root, refusal))
+                    apart = apart or (refusal if refusal.rule == "branch_sum" else None)
                     later.append(root)
                     continue
                 trial = self._through_identities(trial, reader, with_it)
@@ -156,7 +157,7 @@ class _Planner:
         chosen, formula = self.pruning.prune(reader, chosen, formula)
         if not chosen:
             if apart is not None:
-                self.draft.refuse(apart[0], reader, apart[1])
+                self.draft.refuse(seed, reader, apart)
             return False
         if self._only_arithmetic((*chosen, reader)):
             return False
@@ -178,20 +179,35 @@ class _Planner:
         return False
 
     def _commit(self, reader: Value, seed: Value, chosen: dict[Value, None], formula: Affine) -> bool:
-        where = place(
-            reader,
-            formula,
-            self.plan.operations,
-            self.plan.inlined | chosen,
-            self.draft.site,
-            self.plan.dead,
-            self.plan.spread,
-        )
-        if isinstance(where, Refusal):
-            self.draft.refuse(seed, reader, where)
-            return False
-        self.draft.commit(reader, formula, chosen, where)
-        return True
+        """Make a step, or one without the first of its values where there is no place for the whole."""
+        first: Refusal | None = None
+        for _ in range(RETRIES):
+            where = self._place(reader, formula, chosen)
+            if not isinstance(where, Refusal):
+                self.draft.commit(reader, formula, chosen, where)
+                return True
+            first = first or where
+            found = self._without_first(reader, chosen)
+            if found is None:
+                break
+            chosen, formula = found
+        assert first is not None
+        self.draft.refuse(seed, reader, first)
+        return False
+
+    def _place(self, reader: Value, formula: Affine, chosen: dict[Value, None]) -> Place | Refusal:
+        inlined = self.plan.inlined | chosen
+        site, dead = self.draft.site, self.plan.dead
+        return place(reader, formula, self.plan.operations, inlined, site, dead, self.plan.spread)
+
+    def _without_first(self, reader: Value, chosen: dict[Value, None]) -> tuple[dict[Value, None], Affine] | None:
+        """A step without the value that is computed first, if that still pays."""
+        fewer = {v: None for v in chosen if v is not min(chosen, key=lambda value: value.index)}
+        formula = self.pruning.rebuild(reader, fewer) if fewer else None
+        if formula is None:
+            return None
+        before = {v: self.plan.formulas[v] for v in (*fewer, reader)}
+        return None if self.worth.gain(before, {reader: formula}) is not None else (fewer, formula)
 
     def _only_arithmetic(self, members: Iterable[Value]) -> bool:
         """Whether a convolution would replace nothing but sums and products: another member may still come."""

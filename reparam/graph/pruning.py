@@ -24,7 +24,7 @@ class Pruning:
         for value in self._alone(reader, chosen):
             inside = {value, *absorbed(self.plan.operations, chosen, value)}
             fewer = {v: None for v in chosen if v not in inside}
-            rebuilt = self._rebuild(reader, fewer)
+            rebuilt = self.rebuild(reader, fewer)
             if rebuilt is None:
                 continue
             with_it = self.worth.total({reader: formula})
@@ -70,7 +70,8 @@ class Pruning:
                 found.append(value)  # the last of a chain: without it the chain reads its result instead
         return found
 
-    def _rebuild(self, reader: Value, chosen: Mapping[Value, None]) -> Affine | None:
+    def rebuild(self, reader: Value, chosen: Mapping[Value, None]) -> Affine | None:
+        """The formula of ``reader`` with all of ``chosen`` put in; None if that is not possible."""
         formula = self.plan.formulas[reader]
         done: dict[Value, None] = {}
         while True:

@@ -67,7 +67,17 @@ def _kind(conv: Conv, beside: bool) -> str:
         if set(got) != {1}
     )
     groups = f", groups {conv.groups}" if conv.groups > 1 else ""
-    return f"{kind} {'x'.join(map(str, conv.kernel))}{extras}{groups}"
+    return f"{kind} {'x'.join(map(str, conv.kernel))}{extras}{groups}{_sizes(conv)}"
+
+
+def _sizes(conv: Conv) -> str:
+    """For which sizes a term holds, if not for all."""
+    if conv.remainders is None:
+        return ""
+    allowed = [
+        f"{' or '.join(map(str, r))} mod {s}" for s, r in zip(conv.stride, conv.remainders, strict=True) if len(r) < s
+    ]
+    return f", for sizes that are {' and '.join(dict.fromkeys(allowed))} only"
 
 
 def left(reading: Reading, plans: Iterable[NetPlan]) -> list[Refusal]:

@@ -37,7 +37,7 @@ class Through:
         if not conv.diagonal or (conv.identity and not formula.biased) or not isinstance(root, Value):
             return
         spaces, operations = self.plan.known.spaces, self.plan.operations
-        if (root in operations and not _carries(operations[root])) or norm not in spaces:
+        if (root in operations and not operations[root].carries) or norm not in spaces:
             back: list[tuple[Value, Wrap]] | Refusal = Refusal("norm", "")
         else:
             back = producers(norm, root, spaces, operations, self._reading)
@@ -129,7 +129,7 @@ def producers(
         value, start, behind = pending.pop()
         if readers(value) != 1:
             return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is read more than once")
-        if value in operations and not _carries(operations[value]):
+        if value in operations and not operations[value].carries:
             space = spaces[value]
             found.append((value, Wrap(norm, start, space.channels, None, behind)))
             continue
@@ -150,7 +150,7 @@ def consumer(norm: Value, spaces: Spaces, operations: Mapping[Value, Operation])
         if len(readers) != 1 or value.returned:
             return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is read more than once")
         (user,) = readers
-        if user in operations and not _carries(operations[user]):
+        if user in operations and not operations[user].carries:
             break
         inputs = _inputs(user, spaces, operations)
         if inputs is None or len(inputs) != 1 or inputs[0][0] is not value:
@@ -160,11 +160,6 @@ def consumer(norm: Value, spaces: Spaces, operations: Mapping[Value, Operation])
     if value not in operations[user].terms or not passages:
         return Refusal("norm", "nothing linear lies behind it")
     return [(user, Wrap(norm, 0, spaces[norm].channels, value, tuple(passages)))]
-
-
-def _carries(operation: Operation) -> bool:
-    """Whether an operation only moves channels, so that a scale and shift goes through it."""
-    return operation.relays or (operation.bias is None and all(conv.moves for conv in operation.terms.values()))
 
 
 def _inputs(value: Value, spaces: Spaces, operations: Mapping[Value, Operation]) -> list[tuple[Value, int]] | None:

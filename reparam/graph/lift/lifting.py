@@ -1,5 +1,6 @@
 """All liftings, in order, and what makes a linear operation unsafe to rewrite."""
 
+from dataclasses import replace
 from typing import Final
 
 from torch._ops import OpOverload
@@ -60,7 +61,15 @@ def lift(value: Value, known: Known, liftings: tuple[Lifting, ...] = LIFTINGS) -
     if result is None or isinstance(result, Refusal):
         return result
     refused = _unsafe(value, result, known)
-    return refused if refused is not None else result
+    return refused if refused is not None else _sized(result, known)
+
+
+def _sized(operation: Operation, known: Known) -> Operation:
+    """With the lengths of the inputs, on which sums of strided operations may depend."""
+    if not known.shapes or all(set(conv.stride) <= {1} for conv in operation.terms.values()):
+        return operation
+    terms = {v: replace(conv, lengths=known.lengths(v, conv.axes)) for v, conv in operation.terms.items()}
+    return replace(operation, terms=terms)
 
 
 def _unsafe(value: Value, operation: Operation, known: Known) -> Refusal | None:
