@@ -6,6 +6,7 @@ from reparam.api import fuse, plan
 from reparam.cost import DEFAULT_COST, Cost, Work
 from reparam.errors import CheckError, ReparamError, TrainingModeError
 from reparam.graph.lift import LIFTINGS
+from reparam.measure import measured
 from reparam.report import Plan, Region
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Work",
     "cost",
     "fuse",
+    "measured",
     "models",
     "plan",
 ]
