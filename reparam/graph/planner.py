@@ -139,8 +139,9 @@ class _Planner:
                     later.append(root)
                     continue
                 trial = self._through_identities(trial, reader, with_it)
-                before = self.worth.total({root: self.plan.formulas[root], reader: formula})
-                if self.worth.total({reader: trial}) <= before * (1 + EPSILON):
+                before = {root: self.plan.formulas[root], reader: formula}
+                joins = self.plan.operations[root].moves and self.worth.more_operations(before, {reader: trial})
+                if not joins and self.worth.total({reader: trial}) <= self.worth.total(before) * (1 + EPSILON):
                     later += [
                         r
                         for v in with_it

@@ -57,6 +57,10 @@ class Worth:
         """Cost of the values as their formulas say."""
         return self.cost(self._sum(formulas))
 
+    def more_operations(self, before: Mapping[Value, Affine], after: Mapping[Value, Affine]) -> bool:
+        """Whether a step needs more operations than there were."""
+        return self._sum(after).launches > self._sum(before).launches
+
     def gain(self, before: Mapping[Value, Affine], after: Mapping[Value, Affine]) -> Refusal | None:
         """Why a step is not worth it: it must cost less, and need no more operations."""
         old, new = self._sum(before), self._sum(after)
