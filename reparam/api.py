@@ -32,13 +32,16 @@ def fuse(
         exclude: path patterns (``"head.*"``), types, or predicates of ``(path, module)``: these stay as they are.
         liftings: what is known to be linear; extend with ``reparam.LIFTINGS + (mine,)``.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; a copy of the model is run on
-            them once, and modules that cannot be read without sizes are read for these.
+            them once, and modules that cannot be read without sizes are read for these. With ``check``, the fused
+            model is compared with the model on them, by ``reparam.verify``.
 
     Returns:
         A model of the same class that computes the same.
 
     Raises:
         TrainingModeError: the model is in training mode.
+        CheckError: on the example inputs, the fused model differs by more than rounding; the error carries the
+            comparison.
         ReparamError: the argument is not a module.
 
     Example:
