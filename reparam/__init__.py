@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from reparam import cost, models
     from reparam.algebra import Refusal
     from reparam.api import fuse, plan
+    from reparam.checkpoints.deploy import load_deploy, save_deploy
+    from reparam.checkpoints.read import load_checkpoint
     from reparam.cost import DEFAULT_COST, Cost, Work
     from reparam.errors import CheckError, ReparamError, TrainingModeError
     from reparam.graph.lift import LIFTINGS
@@ -31,8 +33,11 @@ else:
         "Work": "reparam.cost",
         "cost": "reparam.cost",
         "fuse": "reparam.api",
+        "load_checkpoint": "reparam.checkpoints.read",
+        "load_deploy": "reparam.checkpoints.deploy",
         "models": "reparam.models",
         "plan": "reparam.api",
+        "save_deploy": "reparam.checkpoints.deploy",
         "verify": "reparam.verification.verify",
     }
 
@@ -64,7 +69,10 @@ __all__ = [
     "Work",
     "cost",
     "fuse",
+    "load_checkpoint",
+    "load_deploy",
     "models",
     "plan",
+    "save_deploy",
     "verify",
 ]
