@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from reparam.checkpoints.deploy import load_deploy, save_deploy
     from reparam.checkpoints.read import load_checkpoint
     from reparam.cost import DEFAULT_COST, Cost, Work
-    from reparam.errors import CheckError, ReparamError, TrainingModeError
+    from reparam.errors import CheckError, MissingPackageError, ReparamError, TrainingModeError
+    from reparam.exporting.export import export
     from reparam.graph.lift import LIFTINGS
     from reparam.report import Plan, Region
     from reparam.verification.result import Cause, Difference, Verification
@@ -24,6 +25,7 @@ else:
         "CheckError": "reparam.errors",
         "Cost": "reparam.cost",
         "Difference": "reparam.verification.result",
+        "MissingPackageError": "reparam.errors",
         "Plan": "reparam.report",
         "Refusal": "reparam.algebra",
         "Region": "reparam.report",
@@ -32,6 +34,7 @@ else:
         "Verification": "reparam.verification.result",
         "Work": "reparam.cost",
         "cost": "reparam.cost",
+        "export": "reparam.exporting.export",
         "fuse": "reparam.api",
         "load_checkpoint": "reparam.checkpoints.read",
         "load_deploy": "reparam.checkpoints.deploy",
@@ -60,6 +63,7 @@ __all__ = [
     "CheckError",
     "Cost",
     "Difference",
+    "MissingPackageError",
     "Plan",
     "Refusal",
     "Region",
@@ -68,6 +72,7 @@ __all__ = [
     "Verification",
     "Work",
     "cost",
+    "export",
     "fuse",
     "load_checkpoint",
     "load_deploy",

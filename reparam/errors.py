@@ -28,3 +28,12 @@ class CheckError(ReparamError):
 
     def __reduce__(self) -> tuple[type["CheckError"], tuple[str, "Verification"]]:
         return CheckError, (str(self), self.verification)
+
+
+class MissingPackageError(ReparamError):
+    """A package is needed that is not among those installed with this library; the message names the extra."""
+
+    @classmethod
+    def of(cls, package: str, purpose: str, extra: str) -> "MissingPackageError":
+        """The error for a package that cannot be imported."""
+        return cls(f"expected the package {package}, which {purpose}, found none: pip install 'reparam[{extra}]'")

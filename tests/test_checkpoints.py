@@ -262,7 +262,7 @@ def test_the_same_keys_in_another_structure_are_refused(tmp_path: Path) -> None:
         return model
 
     message = refused(lambda: load_deploy(unpadded, path))
-    assert "other modules (1):\n    2: saved Conv2d(6, 12, kernel_size=(1, 1), stride=(1, 1)), here Conv2d(6, " in message
+    assert "other modules (1):\n    2: saved Conv2d(6, 12, kernel_size=(1, 1), stride=(1, 1)), here Conv2d(" in message
     assert "padding=(1, 1)" in message
 
 

@@ -12,22 +12,19 @@ from torch import nn
 
 from reparam.checkpoints.fit import misfits, renamed
 from reparam.checkpoints.unwrap import WRAPPER_PREFIXES, is_weights, weights_in
-from reparam.errors import ReparamError
+from reparam.errors import MissingPackageError, ReparamError
 
 
 def safetensors_torch() -> Any:
     """The module ``safetensors.torch``.
 
     Raises:
-        ReparamError: it is not installed.
+        MissingPackageError: it is not installed.
     """
     try:
         import safetensors.torch
     except ImportError as error:
-        raise ReparamError(
-            "expected the package safetensors, which reads and writes checkpoints, found none:"
-            " pip install 'reparam[deploy]'"
-        ) from error
+        raise MissingPackageError.of("safetensors", "reads and writes checkpoints", "deploy") from error
     return safetensors.torch
 
 
