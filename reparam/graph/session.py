@@ -40,7 +40,7 @@ class Session:
         calls = None if options.example_inputs is None else record(model, options.example_inputs)
         with reading():
             self.reading: Reading = read(model, calls)
-            limits = Limits(self.reading, options)
+            limits = Limits(model, self.reading, options)
             self.plans = _with_use([self._plan(net, Known.of(net, calls), limits) for net in self.reading.nets])
 
     def _plan(self, net: Net, known: Known, limits: Limits) -> NetPlan:
