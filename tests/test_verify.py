@@ -164,6 +164,22 @@ def test_a_wrong_chain(position: int) -> None:
     assert (result.cause, result.where) == (Cause.COMPUTATION, str(position)), result
 
 
+@pytest.mark.parametrize("path", ["1", "4"])
+def test_another_eps_folded_into_a_chain(path: str) -> None:
+    model = randomise(nn.Sequential(conv(), nn.BatchNorm2d(C), nn.ReLU(), conv(), nn.BatchNorm2d(C), nn.ReLU())).eval()
+    result = verify(model, reparam.fuse(changed(model, set_eps(0.0, path))), X)
+    assert (result.cause, result.where) == (Cause.EPSILON, path), result
+    assert result.detail == f"{path} has eps 1e-05 in a, folded with eps 0 in b"
+
+
+def test_a_bias_dropped_from_a_chain_is_recognised() -> None:
+    model = randomise(nn.Sequential(conv(), nn.BatchNorm2d(C), nn.ReLU())).eval()
+    result = verify(model, changed(reparam.fuse(model), drop_bias("0")), X)
+    assert result.where == "0"
+    assert result.detail.startswith("0 receives the same in both and 1, folded into it, returns something else")
+    assert "one number per channel" in result.detail
+
+
 def test_a_bias_is_recognised() -> None:
     model = randomise(nn.Sequential(conv(bias=True), nn.ReLU())).eval()
     result = verify(model, changed(model, drop_bias("0")), X)

@@ -1,6 +1,7 @@
 """The command ``bench``."""
 
 import copy
+import logging
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -48,7 +49,9 @@ def bench(
     nets = {"before": before, "after": fused}
     times: dict[str, list[Measurement]] = {name: [] for name in nets}
     steps = [name for _ in range(rounds) for name in nets]  # in turn, so that a busy moment hits both
-    for name in track(steps, "timing", console=Console(stderr=True), transient=True, disable=as_json):
+    console = Console(stderr=True)
+    hidden = as_json or not console.is_terminal
+    for name in track(steps, "timing", console=console, transient=True, disable=hidden):
         times[name].append(_time(nets[name], inputs, threads, seconds))
     figures = {name: _figures(net, inputs, times[name]) for name, net in nets.items()}
     setup = {
@@ -62,7 +65,8 @@ def bench(
 
 
 def _time(net: nn.Module, inputs: tuple[Tensor, ...], threads: int, seconds: float) -> "Measurement":
-    from torch.utils.benchmark import Timer  # looks for compilers, and warns if it finds none
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says that it finds no GPU
+    from torch.utils.benchmark import Timer
 
     with torch.inference_mode():
         timer = Timer("net(*inputs)", globals={"net": net, "inputs": inputs}, num_threads=threads)

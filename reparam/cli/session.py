@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -77,11 +76,10 @@ def load(
     if source.zoo or not as_built:
         model.eval()
     if weights:
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings():
             warnings.simplefilter("always")
+            warnings.showwarning = lambda message, *_: typer.echo(f"warning: {message}", err=True)
             load_checkpoint(model, weights, averaged=averaged, trust_pickle=trust_pickle)
-        for warning in caught:
-            print(f"warning: {warning.message}", file=sys.stderr)
     return Loaded(source, model, source.inputs(model, shapes or ()))
 
 
@@ -96,7 +94,9 @@ def cost_named(name: str) -> Cost:
 def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
     """A line that says what is being done; it goes to stderr, and is gone at the end."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
+    console = Console(stderr=True)
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("", total=None)
         yield lambda description: bar.update(task, description=description)
 

@@ -79,7 +79,7 @@ def eps_of(norms: Mapping[nn.Module, float]) -> Iterator[None]:
 
 def eps_in(module: nn.Module) -> float:
     """The eps of a norm; nan for a module that has none."""
-    eps = module.__dict__.get("eps")
+    eps = None if isinstance(module, nn.Identity) else module.__dict__.get("eps")  # one that took a norm's place has it
     return float(eps) if isinstance(eps, int | float) else float("nan")
 
 
@@ -124,7 +124,7 @@ def _dropout(modes: Mapping[str, list[tuple[str, nn.Module]]], dropouts: list[nn
     return Diagnosis(Cause.DROPOUT, None, detail, "pass training=self.training there")
 
 
-def other_eps(found: Comparison, where: str, inputs: Inputs, again: Callable[[], Comparison]) -> Diagnosis | None:
+def other_eps(found: Comparison, calls: list[Key], inputs: Inputs, again: Callable[[], Comparison]) -> Diagnosis | None:
     """Whether the eps of norms is the cause: as attributes of both models, or as it was folded into weights."""
     theirs = dict(found.b.model.named_modules())
     unlike = {
@@ -140,17 +140,21 @@ def other_eps(found: Comparison, where: str, inputs: Inputs, again: Callable[[],
             detail = f"{path or 'the model'} has eps {eps_in(norm):g} in a and {eps_in(other):g} in b"
             more = f", and {len(unlike) - 1} more norms differ alike" if len(unlike) > 1 else ""
             return Diagnosis(Cause.EPSILON, path, detail + more, "give both the same eps")
-    return _folded_eps(found, where, inputs)
+    return _folded_eps(found, calls, inputs)
 
 
-def _folded_eps(found: Comparison, where: str, inputs: Inputs) -> Diagnosis | None:
-    """Whether the first module that differs would not if its norms, or one of them, had one of the usual eps."""
-    key = (where, 0)
+def _folded_eps(found: Comparison, calls: list[Key], inputs: Inputs) -> Diagnosis | None:
+    """Whether the first modules that differ would not if their norms, or one of them, had one of the usual eps."""
+    key, where = calls[-1], calls[0][0]
     kept = observe(found.b, inputs, inside=True, other=found.first, keep=key)
     target = Record(inputs={key: {}, ROOT: {}}, outputs={ROOT: {}, **kept.outputs})
     allowed = {row.name: row.tolerance for row in found.rows(key, "")}
-    inside = found.a.model.get_submodule(where).named_modules(prefix=where)
-    norms = {path: module for path, module in inside if eps_in(module) == eps_in(module)}
+    norms = {
+        path: module
+        for place, _ in calls
+        for path, module in found.a.model.get_submodule(place).named_modules(prefix=place)
+        if eps_in(module) == eps_in(module)
+    }
     trials = [norms, *({path: norm} for path, norm in norms.items())] if 1 < len(norms) <= FEW_NORMS else [norms]
     for trial in trials if norms else ():
         present = {eps_in(norm) for norm in trial.values()}
@@ -179,11 +183,13 @@ def random_numbers(found: Comparison, inputs: Inputs) -> Diagnosis | None:
     return None
 
 
-def computation(found: Comparison, where: str, inputs: Inputs) -> Diagnosis:
-    """What is left: a module that computes something else."""
-    key = (where, 0)
+def computation(found: Comparison, calls: list[Key], inputs: Inputs) -> Diagnosis:
+    """What is left: a module that computes something else, with those after it that were folded into it."""
+    key, where = calls[-1], calls[0][0]
     error = max(found.second.unlike[key][1].values(), default=float("inf"))
-    detail = f"{where or 'the model'} receives the same in both and returns something else (error {error:.1e})"
+    which = where or "the model"
+    returns = f"{key[0]}, folded into it, returns" if len(calls) > 1 else "returns"
+    detail = f"{which} receives the same in both and {returns} something else (error {error:.1e})"
     if _constant_per_channel(found, key, inputs):
         detail += "; they differ by one number per channel: look for a bias or a mean that one of them lacks"
     return Diagnosis(Cause.COMPUTATION, where, detail, "")

@@ -14,14 +14,26 @@ from reparam.verification.compare import Comparison
 from reparam.verification.runs import ROOT, Key
 
 
-def first_parted(found: Comparison) -> str | None:
-    """The path of the first module where two models part; empty for the model itself, None if they do not part."""
+def first_parted(found: Comparison) -> Key | None:
+    """The call of the first module where two models part; that of the model itself, or None if they do not part."""
     if not found.parted(ROOT):
         return None
     key = ROOT
     while (inner := _inner(found, key)) is not None:
         key = inner
-    return key[0]
+    return key
+
+
+def region(found: Comparison, key: Key) -> list[Key]:
+    """A call, and the calls after it that do nothing any more in the second model: what they did was folded into it."""
+    calls = [key]
+    siblings = _children(found.first.order, found.first.parents, found.first.parents.get(key, ROOT))
+    for later in siblings[siblings.index(key) + 1 :] if key in siblings else ():
+        gone = isinstance(found.b.model.get_submodule(later[0]), nn.Identity)
+        if not gone or isinstance(found.a.model.get_submodule(later[0]), nn.Identity):
+            break
+        calls.append(later)
+    return calls
 
 
 def _inner(found: Comparison, key: Key) -> Key | None:

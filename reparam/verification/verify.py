@@ -19,7 +19,7 @@ from reparam.verification.causes import (
     training_mode,
 )
 from reparam.verification.compare import Comparison, common_eps, compare
-from reparam.verification.locate import first_parted
+from reparam.verification.locate import first_parted, region
 from reparam.verification.result import Cause, Verification
 from reparam.verification.runs import Inputs, Subject
 
@@ -102,16 +102,17 @@ def _diagnose(found: Comparison, again: Callable[..., Comparison], inputs: Input
             stack.enter_context(mode([module for listed in training.values() for _, module in listed], False))
             stack.enter_context(WithoutDropout())
         inner = again(inside=True)
-        where = first_parted(inner)
-        if diagnosis is None and where is not None:
+        key = first_parted(inner)
+        if diagnosis is None and key is not None:
+            calls = region(inner, key)
             diagnosis = (
                 random_numbers(inner, inputs)
-                or other_eps(inner, where, inputs, again)
-                or computation(inner, where, inputs)
+                or other_eps(inner, calls, inputs, again)
+                or computation(inner, calls, inputs)
             )
     assert diagnosis is not None
     if diagnosis.where is None:
-        return Diagnosis(diagnosis.cause, where, diagnosis.detail, diagnosis.remedy)
+        return Diagnosis(diagnosis.cause, key[0] if key is not None else None, diagnosis.detail, diagnosis.remedy)
     return diagnosis
 
 
@@ -119,7 +120,8 @@ def _too_coarse(native: Comparison, inner: Comparison) -> Diagnosis:
     overflow = any(difference.error == float("inf") for difference in native.outputs())
     detail = f"they agree in float64, but not in {native.dtype}: "
     detail += "one of them leaves its range" if overflow else "its rounding exceeds what is allowed"
-    return Diagnosis(Cause.ROUNDING, first_parted(inner), detail, "use a wider data type")
+    key = first_parted(inner)
+    return Diagnosis(Cause.ROUNDING, key[0] if key is not None else None, detail, "use a wider data type")
 
 
 def _agreement(found: list[Comparison], a: nn.Module, b: nn.Module, notes: list[str]) -> Diagnosis:
