@@ -8,7 +8,7 @@ from reparam.algebra import Affine, Refusal, substitute
 from reparam.graph.calls import name_of
 from reparam.graph.channels import SPLITS
 from reparam.graph.effects import pure, unused
-from reparam.graph.leaves import EXCLUDED
+from reparam.graph.leaves import EXCLUDED, OUTSIDE
 from reparam.graph.lift import Known, Lifting, lift
 from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan, numbers
@@ -105,9 +105,9 @@ class Draft:
         reason = self.movable(value)
         if not reason:
             return None
-        excluded = reason == EXCLUDED
-        remedy = "take it out of exclude" if excluded else "do not read them in a forward that cannot be read"
-        return Refusal("excluded" if excluded else "parameters_read", reason, remedy)
+        remedies = {EXCLUDED: "take it out of exclude", OUTSIDE: "name it in only"}
+        remedy = remedies.get(reason, "do not read them in a forward that cannot be read")
+        return Refusal("excluded" if reason in remedies else "parameters_read", reason, remedy)
 
     def inline(
         self,

@@ -24,6 +24,7 @@ class Options:
     Args:
         cost: the policy that decides whether an exact rewrite is made.
         exclude: path patterns (``"head.*"``), types or predicates of modules that stay as they are.
+        only: the same, of modules outside of which everything stays as it is; None for the whole model.
         liftings: what is known to be linear.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, for modules that need sizes.
 
@@ -35,30 +36,40 @@ class Options:
     exclude: tuple[Rule, ...] = ()
     liftings: tuple[Lifting, ...] = LIFTINGS
     example_inputs: Any = None
+    only: tuple[Rule, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "exclude", _rules(self.exclude))
+        object.__setattr__(self, "exclude", _rules(self.exclude, "exclude"))
+        object.__setattr__(self, "only", None if self.only is None else _rules(self.only, "only"))
         object.__setattr__(self, "liftings", _liftings(self.liftings))
         _check_cost(self.cost)
 
     def excludes(self, path: str, module: nn.Module) -> bool:
         """Whether a module is excluded."""
-        for rule in self.exclude:
-            if isinstance(rule, str):
-                if fnmatchcase(path, rule):
-                    return True
-            elif isinstance(rule, type):
-                if isinstance(module, rule):
-                    return True
-            elif rule(path, module):
+        return _matches(self.exclude, path, module)
+
+    def includes(self, path: str, module: nn.Module) -> bool:
+        """Whether a module is one of those to which fusing is confined."""
+        return self.only is None or _matches(self.only, path, module)
+
+
+def _matches(rules: tuple[Rule, ...], path: str, module: nn.Module) -> bool:
+    for rule in rules:
+        if isinstance(rule, str):
+            if fnmatchcase(path, rule):
                 return True
-        return False
+        elif isinstance(rule, type):
+            if isinstance(module, rule):
+                return True
+        elif rule(path, module):
+            return True
+    return False
 
 
-def _rules(exclude: Any) -> tuple[Rule, ...]:
-    wanted = "expected exclude to be a tuple of path patterns, module types or functions of (path, module)"
+def _rules(exclude: Any, option: str) -> tuple[Rule, ...]:
+    wanted = f"expected {option} to be a tuple of path patterns, module types or functions of (path, module)"
     if isinstance(exclude, str):
-        raise ReparamError(f"{wanted}, found one string {exclude!r}: write exclude=({exclude!r},)")
+        raise ReparamError(f"{wanted}, found one string {exclude!r}: write {option}=({exclude!r},)")
     if not isinstance(exclude, list | tuple | set | frozenset):
         name = exclude.__name__ if isinstance(exclude, type) else type(exclude).__name__
         raise ReparamError(f"{wanted}, found {name}: put it into a tuple")

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reparam.algebra import Affine, Refusal
-from reparam.errors import ReparamError, TrainingModeError
+from reparam.errors import CheckError, ReparamError, TrainingModeError
 from reparam.graph.between import boundaries
 from reparam.graph.check import TOLERANCE, group_error, region_error
 from reparam.graph.emit import Emitter
@@ -25,8 +25,10 @@ from reparam.graph.reader import read
 from reparam.graph.reading import reading
 from reparam.graph.site import Limits
 from reparam.graph.summary import describe, dropped, left
+from reparam.graph.swap import State
 from reparam.graph.used import makers_only
 from reparam.report import Plan
+from reparam.verification.verify import verify
 
 
 @final
@@ -39,7 +41,7 @@ class Session:
         calls = None if options.example_inputs is None else record(model, options.example_inputs)
         with reading():
             self.reading: Reading = read(model, calls)
-            limits = Limits(self.reading, options)
+            limits = Limits(model, self.reading, options)
             self.plans = _with_use([self._plan(net, Known.of(net, calls), limits) for net in self.reading.nets])
 
     def _plan(self, net: Net, known: Known, limits: Limits) -> NetPlan:
@@ -187,12 +189,33 @@ def refuse_bad_model(model: object) -> None:
 
 
 def apply(model: nn.Module, options: Options, *, inplace: bool, check: bool) -> nn.Module:
-    """Fuse a model."""
+    """Fuse a model, and compare the result with it on the example inputs, if there are any."""
     refuse_bad_model(model)
     target = model if inplace else copy.deepcopy(model)
+    compared = check and options.example_inputs is not None and not any(t.is_meta for t in model.parameters())
+    original = copy.deepcopy(model) if compared and inplace else model
+    before = [State(module) for module in target.modules()]
     Session(target, options).apply(check)
+    if compared:
+        try:
+            _refuse_difference(original, target, options.example_inputs)
+        except BaseException:
+            for state in before:
+                state.restore()
+            raise
     for module in target.modules():
         if isinstance(module, DistributedDataParallel):
             reducer: Any = module
             reducer.__setstate__(reducer.__getstate__())  # its reducer refers to the parameters it was made with
     return target
+
+
+def _refuse_difference(model: nn.Module, fused: nn.Module, example_inputs: Any) -> None:
+    result = verify(model, fused, example_inputs)
+    if not result.ok:
+        raise CheckError(
+            f"expected the fused model to compute what {type(model).__name__} computes, found another result on the"
+            f" example inputs (a: the model, b: fused), so nothing was fused: {result}\n"
+            "pass check=False to fuse all the same, or exclude= the module where they part",
+            result,
+        )
