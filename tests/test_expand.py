@@ -134,8 +134,8 @@ def convolutions(draw: DrawFn) -> tuple[nn.Module, nn.Module | None]:
     padding: Any = tuple(draw(st.integers(0, 3)) for _ in range(axes))
     if set(stride) == {1} and draw(st.booleans()):
         padding = "same"
-    if axes == 3 and mode == "reflect":
-        mode = "zeros"
+    if (axes == 3 and mode == "reflect") or (padding != "same" and not any(padding)):
+        mode = "zeros"  # of what is not padded, a mode says nothing, and torch has no such padding in three axes
     bias = draw(st.booleans())
     conv = CONVS[axes](into, out, kernel, stride, padding, dilation, groups, bias, mode)
     norm = NORMS[axes](out, affine=draw(st.booleans())) if draw(st.booleans()) else None
@@ -155,6 +155,7 @@ def nets(draw: DrawFn) -> tuple[nn.Sequential, Any]:
     return nn.Sequential(*parts), branches
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 @settings(max_examples=60)
 @given(drawn=nets(), seed=st.integers(0, 999))
 def test_any_geometry_makes_the_round_trip(drawn: tuple[nn.Sequential, Any], seed: int) -> None:
@@ -163,10 +164,9 @@ def test_any_geometry_makes_the_round_trip(drawn: tuple[nn.Sequential, Any], see
     ready(net, seed)
     conv = next(module for module in net.modules() if type(module) in CONVS.values())
     inputs = [images((n,) * len(conv.kernel_size), channels=conv.in_channels, seed=seed) for n in (12, 15)]
-    try:
-        reparam.expand(net, branches)
-    except reparam.ReparamError as error:
-        assert "expected a convolution that" in str(error)
+    if not survey(net, branches).chosen:
+        with pytest.raises(reparam.ReparamError, match="expected a convolution that"):
+            reparam.expand(net, branches)
         return
     round_trip(net, branches, *inputs)
 
@@ -218,7 +218,7 @@ def test_a_norm_is_found_by_what_is_called_not_by_where_it_is_registered() -> No
         def __init__(self) -> None:
             super().__init__()
             self.one, self.norm_of_two = nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6)
-            self.two, self.norm_of_one = nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6)
+            self.two, self.norm_of_one = nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6, eps=1e-3)
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.norm_of_one(self.one(x)).relu()
@@ -467,7 +467,7 @@ BAD: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = {
     "hooked": (hooked, "repvgg", {"where": ("0",)}, "^0: .*hook"),
     "tied": (tied, "repvgg", {"where": ("2",)}, "^2: .*those of another module"),
     "normed by weight": (
-        lambda: one(nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 6, 3))), "repvgg", {"where": ("0",)}, "^0: .*plain"
+        lambda: one(nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 6, 3))), "repvgg", {"where": ("0",)}, "plain"
     ),
     "in a row": (
         lambda: nn.Sequential(nn.Conv2d(6, 12, 1), nn.Conv2d(12, 6, 3)).eval(), "repvgg", {"where": ("1",)},
@@ -505,7 +505,7 @@ def test_blocks_are_used_on_their_own() -> None:
     for made in (reparam.nn.block(conv, preset, norm=nn.BatchNorm2d(6)) for preset in PRESETS if preset != "dilated"):
         assert made(torch.randn(4, 6, 8, 8)).shape == (4, 6, 8, 8)
     assert float(ChannelScale(6, 2)(torch.ones(1, 6, 2, 2)).detach().sum()) == pytest.approx(2.4)
-    with pytest.raises(reparam.ReparamError, match="found .*Linear"):
+    with pytest.raises(reparam.ReparamError, match=r"found .*Linear"):
         reparam.nn.block(nn.Linear(3, 3), "repvgg")  # type: ignore[arg-type]
     with pytest.raises(reparam.ReparamError, match="acnet fits"):
         reparam.nn.block(nn.Conv1d(3, 3, 3), "acnet")

@@ -5,7 +5,7 @@ that does not pass through ``X``. To make it compute ``T`` instead, with all els
 
     X' = X + P⁺ (T − (P X Q + R)) Q⁺,
 
-which is exact if ``P`` and ``Q`` are pointwise, ``P`` has full row rank and ``Q`` full column rank, and ``X`` has all
+which is exact if ``P`` and ``Q`` have one tap, ``P`` has full row rank and ``Q`` full column rank, and ``X`` has all
 the taps in which the two differ. With a norm behind and nothing before it, that is a division of rows.
 """
 
@@ -38,7 +38,7 @@ class _Holder:
 
     @property
     def diagonal(self) -> bool:
-        return self.outer.diagonal and self.inner.diagonal
+        return all(c.identity or (c.groups == c.in_channels == c.out_channels) for c in (self.outer, self.inner))
 
     @property
     def wide(self) -> bool:
@@ -116,7 +116,7 @@ def _holder(region: Region, root: Any, difference: Conv, where: str) -> _Holder:
 
 def _fitting(value: Value, outer: Conv, conv: Conv, inner: Conv, difference: Conv) -> _Holder | None:
     inner = identity(conv.in_channels, conv.axes) if inner.in_channels == 0 else inner
-    if not (outer.pointwise and inner.pointwise):
+    if not (_one_tap(outer) and _one_tap(inner)):
         return None
     first = conv_after_conv(conv.structure, inner.structure)
     box = first if isinstance(first, Refusal) else conv_after_conv(outer.structure, first)
@@ -126,6 +126,11 @@ def _fitting(value: Value, outer: Conv, conv: Conv, inner: Conv, difference: Con
     if isinstance(common, Refusal) or (common.kernel, common.lo, common.groups) != (box.kernel, box.lo, box.groups):
         return None
     return _Holder(value, outer, inner, box) if conv.groups == box.groups else None
+
+
+def _one_tap(conv: Conv) -> bool:
+    """Whether a map is a matrix on the channels, up to padding and cropping."""
+    return not conv.transposed and set((*conv.kernel, *conv.stride)) <= {1}
 
 
 def _spread(holder: _Holder, difference: Conv) -> Tensor:
@@ -199,7 +204,7 @@ def _switch_on(region: Region, holder: _Holder, difference: Conv) -> bool:
     Returns:
         Whether one was.
     """
-    if not holder.outer.diagonal:
+    if not holder.diagonal:
         return False
     kernel = kernel_of(holder.value)
     assert kernel is not None
