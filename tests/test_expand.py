@@ -3,6 +3,7 @@
 import copy
 import io
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -18,7 +19,7 @@ import reparam
 from reparam.expansion import survey
 from reparam.expansion.initial import GAIN
 from reparam.nn import ChannelScale, MultiBranch, NormAndPad, Widened
-from reparam.nn.geometry import CONVS
+from reparam.nn.geometry import CONVS, Geometry
 
 PRESETS = tuple(reparam.nn.PRESETS)
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -29,8 +30,17 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     return {path: m for path, m in found.items() if not any(path.startswith(f"{other}.") for other in found)}
 
 
-def structure(model: nn.Module) -> tuple[str, dict[str, tuple[int, ...]]]:
-    return str(model), {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+def structure(model: nn.Module) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """Types of all modules, geometries of convolutions however they are spelt, and the shapes of the state."""
+    modules: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        modules[path] = str(module) if not list(module.children()) else type(module).__name__
+        if type(module) in CONVS.values():
+            geometry = Geometry.of(module)
+            dilation = tuple(d if k > 1 else 1 for d, k in zip(geometry.dilation, geometry.kernel, strict=True))
+            mode = geometry.padding_mode if any((*geometry.lo, *geometry.hi)) else "zeros"
+            modules[path] = replace(geometry, dilation=dilation, padding_mode=mode)
+    return modules, {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 
 
 def round_trip(model: nn.Module, branches: Any, *inputs: Tensor, tolerance: float = 1e-10, **options: Any) -> nn.Module:
@@ -134,8 +144,8 @@ def convolutions(draw: DrawFn) -> tuple[nn.Module, nn.Module | None]:
     padding: Any = tuple(draw(st.integers(0, 3)) for _ in range(axes))
     if set(stride) == {1} and draw(st.booleans()):
         padding = "same"
-    if (axes == 3 and mode == "reflect") or (padding != "same" and not any(padding)):
-        mode = "zeros"  # of what is not padded, a mode says nothing, and torch has no such padding in three axes
+    if axes == 3 and mode == "reflect":
+        mode = "zeros"
     bias = draw(st.booleans())
     conv = CONVS[axes](into, out, kernel, stride, padding, dilation, groups, bias, mode)
     norm = NORMS[axes](out, affine=draw(st.booleans())) if draw(st.booleans()) else None

@@ -130,7 +130,7 @@ def _fitting(value: Value, outer: Conv, conv: Conv, inner: Conv, difference: Con
 
 def _one_tap(conv: Conv) -> bool:
     """Whether a map is a matrix on the channels, up to padding and cropping."""
-    return not conv.transposed and set((*conv.kernel, *conv.stride)) <= {1}
+    return not conv.transposed and {*conv.kernel, *conv.stride} <= {1}
 
 
 def _spread(holder: _Holder, difference: Conv) -> Tensor:

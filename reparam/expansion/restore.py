@@ -140,12 +140,12 @@ def _wanted(part: Fused, state: Mapping[str, Tensor], paths: Mapping[int, str]) 
         holder = next(m for m in module.modules() if "weight" in m._parameters)
         path = paths[id(holder)]
         keys.append(f"{path}.weight" if path else "weight")
-        weight = state[keys[-1]].double()
-        groups = 1 if conv.axes == 0 else conv.groups
-        terms[root] = replace(conv, identity=False, groups=groups, weight=weight)
+        groups = 1 if isinstance(holder, nn.Linear) else conv.groups
+        whole = replace(conv, identity=False, groups=groups, weight=None)
+        terms[root] = replace(whole, weight=state[keys[-1]].double().reshape(whole.weight_shape))
         if holder._parameters.get("bias") is not None:
             keys.append(f"{path}.bias" if path else "bias")
-            bias = state[keys[-1]].double()
+            bias = state[keys[-1]].double().reshape(-1)
     target = Affine(terms, bias is not None, bias)
     for wrap in reversed(part.plan.wraps.get(part.value, [])):
         scale = numbers(part.plan.operations, part.plan.inlined, wrap.norm)
