@@ -6,7 +6,7 @@ from typing import Self, final
 
 from torch import Tensor, nn
 
-from reparam.algebra import Affine, identity
+from reparam.algebra import Affine, Conv, identity
 from reparam.graph.lift import Known, lift
 from reparam.graph.net import Value
 from reparam.graph.net_plan import numbers
@@ -59,6 +59,13 @@ class Region:
             return Affine({value: identity(0, 0)})
         held = set(apart)
         return numbers(self.operations, {v: None for v in self.inlined if v not in held}, value)
+
+    def behind(self, value: Value) -> Conv | None:
+        """The map from a value of the region to its result; None: the result does not depend on it."""
+        if value is self.result:
+            conv = next(iter(self.operations[value].terms.values()))
+            return identity(conv.out_channels, conv.axes)
+        return self.formula(apart=(value,)).terms.get(value)
 
     def below(self, value: Value) -> list[Value]:
         """The operations that the formula of a value contains, without itself."""

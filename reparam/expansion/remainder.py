@@ -101,7 +101,7 @@ def _holder(region: Region, root: Any, difference: Conv, where: str) -> _Holder:
         inner = region.formula(source).terms if source in region.inlined else {source: identity(0, 0)}
         if set(inner) != {root}:
             continue
-        outer = region.formula(apart=(value,)).terms.get(value)
+        outer = region.behind(value)
         holder = None if outer is None else _fitting(value, outer, conv, inner[root], difference)
         if holder is not None:
             found.append(holder)
@@ -235,9 +235,7 @@ def _write_shift(region: Region, target: Affine, where: str) -> None:
         missing = missing + target.bias.double().to(missing.device)
     for value in sorted(region.members, key=lambda v: (not region.operations[v].norm, -v.index)):
         shift = bias_of(value)
-        outer = None if shift is None else region.formula(apart=(value,)).terms.get(value)
-        if outer is None and value is region.result and shift is not None:
-            outer = identity(len(missing), 0)
+        outer = None if shift is None else region.behind(value)
         if shift is None or outer is None or not outer.diagonal or shift.numel() != missing.numel():
             continue
         scale = rows(outer).double().reshape(-1).to(missing.device)
