@@ -181,6 +181,12 @@ def test_any_geometry_makes_the_round_trip(drawn: tuple[nn.Sequential, Any], see
     round_trip(net, branches, *inputs)
 
 
+def test_a_mode_of_a_convolution_that_pads_nothing_says_nothing() -> None:
+    for preset in ("sesr", "expandnet", "repvgg"):
+        net = ready(nn.Sequential(nn.ReLU(), nn.Conv2d(6, 6, 3, bias=False, padding_mode="reflect"), nn.ReLU()))
+        round_trip(net, preset, images())
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_scales_of_zero_are_preserved(seed: int) -> None:
     """As in residual blocks whose last norm starts at zero."""

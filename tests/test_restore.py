@@ -7,6 +7,7 @@ import pytest
 import torch
 from nets import conv, conv_norm, difference, images, ready, same, snapshot
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import reparam
 
@@ -114,6 +115,23 @@ def test_the_published_size() -> None:
     assert difference(fused(x), restored(x)) < 1e-4
     skips = [m for m in restored.modules() if isinstance(m, reparam.models.RepVGGBlock) and m.skip is not None]
     assert len(skips) == 17
+
+
+def test_norms_written_as_functions_take_the_shift() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.thin, self.norm = conv(3, 3), conv(1, 3), nn.BatchNorm2d(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            norm = self.norm
+            y = self.conv(x) + self.thin(x)
+            return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias).relu()
+
+    fused = reparam.fuse(ready(Functional()))
+    restored = reparam.restore(fused, Functional)
+    assert restored.state_dict().keys() == Functional().state_dict().keys()
+    same(fused, restored, images(channels=3))
 
 
 def narrow() -> nn.Module:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Self, final
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reparam.algebra import Affine, Conv, identity
+from reparam.graph.calls import argument
 from reparam.graph.lift import Known, lift
 from reparam.graph.net import Value
 from reparam.graph.net_plan import numbers
@@ -77,7 +79,7 @@ def kernel_of(value: Value) -> Tensor | None:
     if value.module is not None:
         found = value.module._parameters.get("weight")
         return None if isinstance(value.module, nn.modules.batchnorm._NormBase) else found
-    found = value.args[1] if len(value.args) > 1 else value.kwargs.get("weight")
+    found = argument(value, 1, "weight")
     return found if isinstance(found, nn.Parameter) and found.dim() > 1 else None
 
 
@@ -85,7 +87,8 @@ def bias_of(value: Value) -> Tensor | None:
     """The parameter that is the shift of an operation, ``(out,)``; None: it has none."""
     if value.module is not None:
         return value.module._parameters.get("bias")
-    found = value.args[2] if len(value.args) > 2 else value.kwargs.get("bias")
+    position = 4 if value.node.target in (F.batch_norm, F.instance_norm) else 2
+    found = argument(value, position, "bias")
     return found if isinstance(found, nn.Parameter) else None
 
 

@@ -128,8 +128,8 @@ class Widened(nn.Module):
 def _convolve(conv: Convolution, x: Tensor) -> Tensor:
     """What a convolution computes; as functions, the three are one operation of the whole and never stand alone."""
     padding: Any = conv.padding
-    if conv.padding_mode != "zeros":
-        geometry = Geometry.of(conv)
+    geometry = Geometry.of(conv)
+    if conv.padding_mode != "zeros" and any((*geometry.lo, *geometry.hi)):
         around = reversed(list(zip(geometry.lo, geometry.hi, strict=True)))
         x, padding = F.pad(x, [p for pair in around for p in pair], mode=conv.padding_mode), 0
     function = CONVOLVE[len(conv.kernel_size)]
