@@ -4,13 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from reparam import cost, models
+    from reparam import cost, models, nn
     from reparam.algebra import Refusal
     from reparam.api import fuse, plan
     from reparam.checkpoints.deploy import load_deploy, save_deploy
     from reparam.checkpoints.read import load_checkpoint
     from reparam.cost import DEFAULT_COST, Cost, Work
-    from reparam.errors import CheckError, MissingPackageError, ReparamError, TrainingModeError
+    from reparam.errors import BlockError, CheckError, MissingPackageError, ReparamError, TrainingModeError
+    from reparam.expansion import expand, restore
     from reparam.exporting.export import export
     from reparam.graph.lift import LIFTINGS
     from reparam.measure import measured
@@ -22,6 +23,7 @@ else:
     _HOMES = {
         "DEFAULT_COST": "reparam.cost",
         "LIFTINGS": "reparam.graph.lift",
+        "BlockError": "reparam.errors",
         "Cause": "reparam.verification.result",
         "CheckError": "reparam.errors",
         "Cost": "reparam.cost",
@@ -35,13 +37,17 @@ else:
         "Verification": "reparam.verification.result",
         "Work": "reparam.cost",
         "cost": "reparam.cost",
+        "expand": "reparam.expansion",
+        "expansion": "reparam.expansion",
         "export": "reparam.exporting.export",
         "fuse": "reparam.api",
         "load_checkpoint": "reparam.checkpoints.read",
         "load_deploy": "reparam.checkpoints.deploy",
         "measured": "reparam.measure",
         "models": "reparam.models",
+        "nn": "reparam.nn",
         "plan": "reparam.api",
+        "restore": "reparam.expansion",
         "save_deploy": "reparam.checkpoints.deploy",
         "verify": "reparam.verification.verify",
     }
@@ -61,6 +67,7 @@ else:
 __all__ = [
     "DEFAULT_COST",
     "LIFTINGS",
+    "BlockError",
     "Cause",
     "CheckError",
     "Cost",
@@ -74,13 +81,16 @@ __all__ = [
     "Verification",
     "Work",
     "cost",
+    "expand",
     "export",
     "fuse",
     "load_checkpoint",
     "load_deploy",
     "measured",
     "models",
+    "nn",
     "plan",
+    "restore",
     "save_deploy",
     "verify",
 ]

@@ -30,6 +30,10 @@ class CheckError(ReparamError):
         return CheckError, (str(self), self.verification)
 
 
+class BlockError(ReparamError):
+    """A block of several branches does not compute what the convolution did that it replaces."""
+
+
 class MissingPackageError(ReparamError):
     """A package is needed that is not among those installed with this library; the message names the extra."""
 

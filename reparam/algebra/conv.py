@@ -132,8 +132,7 @@ class Conv:
             return False
         halves = tuple(e // 2 for e in self.extent)
         rest = tuple(e - h for e, h in zip(self.extent, halves, strict=True))
-        same = self.lo == halves and self.hi == rest and set(self.stride) == {1}
-        return not (same and self.border is Border.CONSTANT)
+        return not (self.lo == halves and self.hi == rest and set(self.stride) == {1})
 
     @property
     def taps(self) -> int:

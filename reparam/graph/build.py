@@ -105,7 +105,7 @@ def _shell(conv: Conv, biased: bool, beside: bool) -> tuple[nn.Module, nn.Module
         mode = Border.CONSTANT if not any(conv.lo) else conv.border
         return kind(**common, padding=conv.lo, padding_mode=mode.value), None
     if not conv.needs_pad:  # torch puts the odd one behind, too
-        return kind(**common, padding="same"), None
+        return kind(**common, padding="same", padding_mode=conv.border.value), None
     flat = [p for lo, hi in zip(reversed(conv.lo), reversed(conv.hi), strict=True) for p in (lo, hi)]
     if conv.border is Border.CONSTANT:
         pad = ZERO_PADS[conv.axes](tuple(flat))

@@ -38,6 +38,7 @@ class Session:
     def __init__(self, model: nn.Module, options: Options) -> None:
         self.model = model
         self.options = options
+        self.fused: list[Fused] = []
         calls = None if options.example_inputs is None else record(model, options.example_inputs)
         with reading():
             self.reading: Reading = read(model, calls)
@@ -116,8 +117,9 @@ class Session:
         if check:
             failed += self._check_groups(ready, errors)
         summary = self.summary(errors, failed)
+        self.fused = _without_entangled(ready)
         unread = [value for plan in self.plans for value in plan.dropped]
-        Emitter(self.model, self.reading.nets).apply(_without_entangled(ready), unread)
+        Emitter(self.model, self.reading.nets).apply(self.fused, unread)
         return summary
 
 
