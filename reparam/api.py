@@ -18,6 +18,7 @@ def fuse(
     check: bool = True,
     cost: Cost = DEFAULT_COST,
     exclude: tuple[Rule, ...] = (),
+    only: tuple[Rule, ...] | None = None,
     liftings: tuple[Lifting, ...] = LIFTINGS,
     example_inputs: Any = None,
 ) -> nn.Module:
@@ -30,15 +31,19 @@ def fuse(
             alone.
         cost: the policy that decides whether an exact rewrite is made.
         exclude: path patterns (``"head.*"``), types, or predicates of ``(path, module)``: these stay as they are.
+        only: the same; everything outside of these modules stays as it is, and so does what they share with it.
         liftings: what is known to be linear; extend with ``reparam.LIFTINGS + (mine,)``.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; a copy of the model is run on
-            them once, and modules that cannot be read without sizes are read for these.
+            them once, and modules that cannot be read without sizes are read for these. With ``check``, the fused
+            model is compared with the model on them, by ``reparam.verify``.
 
     Returns:
         A model of the same class that computes the same; ``reparam.receipt`` tells what was done to it.
 
     Raises:
         TrainingModeError: the model is in training mode.
+        CheckError: on the example inputs, the fused model differs by more than rounding; the error carries the
+            comparison.
         ReparamError: the argument is not a module.
 
     Example:
@@ -50,7 +55,7 @@ def fuse(
           (1): Identity()
         )
     """
-    return apply(model, Options(cost, exclude, liftings, example_inputs), inplace=inplace, check=check)
+    return apply(model, Options(cost, exclude, liftings, example_inputs, only), inplace=inplace, check=check)
 
 
 def plan(
@@ -58,6 +63,7 @@ def plan(
     *,
     cost: Cost = DEFAULT_COST,
     exclude: tuple[Rule, ...] = (),
+    only: tuple[Rule, ...] | None = None,
     liftings: tuple[Lifting, ...] = LIFTINGS,
     example_inputs: Any = None,
 ) -> Plan:
@@ -67,6 +73,7 @@ def plan(
         model: any module, in eval mode; it is not changed.
         cost: as for ``fuse``.
         exclude: as for ``fuse``.
+        only: as for ``fuse``.
         liftings: as for ``fuse``.
         example_inputs: as for ``fuse``.
 
@@ -74,7 +81,7 @@ def plan(
         TrainingModeError: the model is in training mode.
     """
     refuse_bad_model(model)
-    return Session(model, Options(cost, exclude, liftings, example_inputs)).plan()
+    return Session(model, Options(cost, exclude, liftings, example_inputs, only)).plan()
 
 
 def receipt(model: nn.Module) -> Receipt:

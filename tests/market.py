@@ -1920,6 +1920,7 @@ DETECTORS = (
     Family("YOLOv7 RepConv with a generated kernel", YOLOV7, GeneratedRepConv, Counts(2, 3, 2), Counts(1, 0, 0),
            (NORM, SUM, IDENTITY, CONSTANT), "3x3", one_conv=True),
     Family("YOLOv7 implicit head", YOLOV7, ImplicitHead, Counts(1, 0, 1, 1), Counts(1, 0, 0), (SCALE, BEFORE), "1x1",
+           example_inputs=True,  # an input of one channel would broadcast against the vector
            sweep={"channels": (4, 8)}),
     Family("YOLOv9 RepConvN", YOLOV9, lambda channels=8, groups=1, stride=1:
            YoloRepConv(channels, groups, stride, False), Counts(2, 2, 1), Counts(1, 0, 0), (DEAD, NORM, SUM, GROUPS),

@@ -182,7 +182,7 @@ def inputs_of_sum(parts: Sequence[Layer | Skip], seed: int) -> list[Tensor]:
 def pads_apart(conv: Conv) -> int:
     """1 where no `padding` of a torch convolution says what is padded, so that another module must pad."""
     around = conv.lo == conv.hi and min(conv.lo) >= 0
-    same = set(conv.stride) == {1} and conv.border is Border.CONSTANT
+    same = set(conv.stride) == {1}
     same = same and all(
         (lo, hi) == (e // 2, e - e // 2) for lo, hi, e in zip(conv.lo, conv.hi, conv.extent, strict=True)
     )

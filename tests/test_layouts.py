@@ -165,3 +165,56 @@ def test_a_chain_of_steps_that_save_nothing_stays_right() -> None:
     model = nn.Sequential(*(Pads() for _ in range(40))).double().eval()
     x = torch.randn(1, 4, 9, 8, dtype=torch.float64)
     assert torch.allclose(reparam.fuse(model)(x), model(x), atol=1e-12)
+
+
+PAIRS = (("reflect", "zeros"), ("zeros", "reflect"))
+
+
+# --- what stands in between, and what nothing reads ------------------------------------------------------------------
+
+
+def test_boundaries_are_named_once() -> None:
+    convs = [nn.Conv2d(8, 8, 3) for _ in range(3)]
+    model = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2], nn.GELU()).eval()
+    plan = reparam.plan(model)
+    assert plan.left == ()
+    assert [str(refusal) for refusal in plan.boundaries] == [
+        "1: boundary (ReLU): ReLU is no affine convolution (2 times)"
+    ]
+
+
+def test_branches_that_extend_their_input_differently_say_so() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bent = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+            self.zeros = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bent(x) + self.zeros(x)
+
+    conditions = {refusal.condition for refusal in reparam.plan(Mixed().eval()).left}
+    conditions = {condition.partition(";")[0] for condition in conditions}  # the other branch is named there
+    assert conditions <= {f"borders are extended differently: {a} and {b}" for a, b in PAIRS}
+    assert conditions
+
+
+class Statistics(nn.Module):
+    """A norm that only gathers statistics, and a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm(x)
+        return self.conv(x)
+
+
+def test_a_norm_that_nothing_reads_goes() -> None:
+    model = wide(Statistics())
+    becomes(model, torch.randn(2, 8, 5, 7, dtype=torch.float64), layers=1)
+    (region,) = reparam.plan(model).regions
+    assert (region.path, region.params_after) == ("norm", 0)
+    model.norm.register_forward_hook(lambda *_: None)
+    becomes(model, torch.randn(2, 8, 5, 7, dtype=torch.float64), layers=1, norms=1)

@@ -209,8 +209,9 @@ def test_model_is_not_modified(name: str) -> None:
 def test_plan_says_why(name: str) -> None:
     family = FAMILIES[name]
     plan = reparam.plan(family.make(), **options(family, family.inputs(family.sizes[0])))
-    reasons = "\n".join(map(str, plan.left))
-    assert any(family.why.explains(refusal) for refusal in plan.left), f"wanted: {family.why.text}\nfound:\n{reasons}"
+    found = (*plan.left, *plan.boundaries)
+    reasons = "\n".join(map(str, found))
+    assert any(family.why.explains(refusal) for refusal in found), f"wanted: {family.why.text}\nfound:\n{reasons}"
 
 
 @families(lambda family: bool(family.sweep))

@@ -277,22 +277,24 @@ def conv_norm(*arguments: Any, **options: Any) -> nn.Sequential:
     [
         (
             lambda: Two(conv(3, padding_mode="reflect"), conv(3)),
-            "borders are extended differently: reflect and zeros (and Conv2d at second)",
+            "borders are extended differently: reflect and zeros; the other branch is Conv2d at second",
         ),
         (
             lambda: Two(conv_norm(3, padding_mode="circular"), conv_norm(3)),
-            "borders are extended differently: circular and zeros (and BatchNorm2d at second.1)",
+            "borders are extended differently: circular and zeros; the other branch is BatchNorm2d at second.1",
         ),
         (
             lambda: Two(nn.AvgPool2d(2), nn.Conv2d(C, C, 3, stride=2, padding=1)),
-            "output sizes differ or agree for some input sizes only (slack (-1, -1) and (0, 0)) (and Conv2d at second)",
+            "output sizes differ or agree for some input sizes only (slack (-1, -1) and (0, 0))"
+            "; the other branch is Conv2d at second",
         ),
         (
             lambda: Two(
                 nn.Sequential(nn.AvgPool2d(2), conv(1), norm()),
                 nn.Sequential(nn.Conv2d(C, C, 3, stride=2, padding=1), norm()),
             ),
-            "output sizes differ or agree for some input sizes only (slack (-1, -1) and (0, 0))",
+            "output sizes differ or agree for some input sizes only (slack (-1, -1) and (0, 0))"
+            "; the other branch is BatchNorm2d at second.1",
         ),
     ],
     ids=["borders", "borders behind norms", "pool and stride", "pool, projection and stride"],

@@ -9,13 +9,14 @@ import copy
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 from nets import counted, difference, fuse_purely, images, ready, run
 from package_detectors import DETECTORS
-from package_nets import CLASSIFIERS, Net, converted, quiet
+from package_nets import CLASSIFIERS, Net, converted, imported, quiet
 from torch import nn
 
 NETS = {net.key: net for net in (*CLASSIFIERS, *DETECTORS) if not net.large}
@@ -36,7 +37,9 @@ class Pair:
 @functools.lru_cache(maxsize=1)
 def pair_of(key: str) -> Pair:
     net = NETS[key]
-    pytest.importorskip(net.package)
+    if find_spec(net.package) is None:
+        pytest.skip(f"the package {net.package} is not installed")
+    imported(net.package)
     torch.manual_seed(0)
     model = ready(quiet(net.build))
     return Pair(net, model, fuse_purely(model))

@@ -235,17 +235,17 @@ def test_functions_without_a_name_are_drawn(tmp_path: Path) -> None:
     node = next(iter(plan.wiring.before.values()))
     labelled = {0: type(node)("<lambda>", "", ()), 1: type(node)("<b>&amp;\\n", "", (0,))}
     wiring = type(plan.wiring)(labelled, labelled)
-    words = texts(drawn(Plan((), (), "Net", {}, wiring), tmp_path))
+    words = texts(drawn(Plan((), (), "Net", wiring=wiring), tmp_path))
     assert [word.strip() for word in words if "<" in word] == ["<lambda>", "<b>&amp;\\n"] * 2
 
 
 def test_missing_libraries_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = reparam.plan(ready(Block()))
     monkeypatch.setitem(sys.modules, "pygraphviz", None)
-    with pytest.raises(reparam.ReparamError, match=r"expected pygraphviz for pictures: pip install 'reparam\[draw\]'"):
+    with pytest.raises(reparam.MissingPackageError, match=r"package pygraphviz, .* pip install 'reparam\[draw\]'"):
         plan.draw(tmp_path / "net.svg")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(reparam.ReparamError, match=r"expected matplotlib for heat maps: pip install 'reparam\[draw\]'"):
+    with pytest.raises(reparam.MissingPackageError, match=r"package matplotlib, .* pip install 'reparam\[draw\]'"):
         plan.draw_ranges(tmp_path / "net.png")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -626,6 +627,100 @@ def test_part_of_a_block_is_excluded(part: str) -> None:
     assert owned(fused)["norms"] < 3
 
 
+ONLY: list[tuple[Any, set[str]]] = [
+    (("body.first",), {"body.first"}),
+    (("body.*",), {"body.first", "body.second"}),
+    ((Block,), {"body.first", "body.second"}),
+    (["head", lambda path, module: path == "body.second"], {"body.second", "head"}),
+    (("",), {"body.first", "body.second", "head"}),
+    (("*",), {"body.first", "body.second", "head"}),
+    ((), set()),
+    (("nothing",), set()),
+    (None, {"body.first", "body.second", "head"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("only", "done"),
+    ONLY,
+    ids=["path", "star", "type", "mixed_list", "root", "all_paths", "empty", "no_match", "none"],
+)
+def test_only_these_modules_are_fused(only: Any, done: set[str]) -> None:
+    model = ready(Pair())
+    plan, fused = fused_as_planned(model, only=only)
+    for path in ("body.first", "body.second", "head"):
+        old, new = model.get_submodule(path), fused.get_submodule(path)
+        if path in done:
+            assert is_fused(new)
+        else:
+            assert str(new) == str(old)
+            assert difference(old.state_dict(), new.state_dict()) == 0
+            reasons = [refusal for refusal in plan.left if refusal.path.startswith(path)]
+            assert {refusal.rule for refusal in reasons} == {"excluded"}, reasons
+            assert all(refusal.remedy == "name it in only" for refusal in reasons)
+
+
+def test_only_and_exclude() -> None:
+    fused = reparam.fuse(ready(Pair()), only=(Block,), exclude=("*.first",))
+    assert [is_fused(part) for part in (fused.body["first"], fused.body["second"], fused.head)] == [False, True, False]
+
+
+def test_only_reaches_into_what_cannot_be_read() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Block(), Block()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.blocks[0](x) if x.sum() > 0 else self.blocks[1](x)
+
+    model = ready(nn.Sequential(Branching(), Block()))
+    fused = reparam.fuse(model, only=(Branching,))
+    assert [is_fused(part) for part in (*fused[0].blocks, fused[1])] == [True, True, False]
+
+
+class QaBlock(nn.Module):
+    """QARepVGG (arXiv 2212.01593): one norm on the 3x3 branch, one behind the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.point, self.after = conv_norm(3), conv(1), nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.after(self.dense(x) + self.point(x) + x))
+
+
+@pytest.mark.parametrize("option", [{"exclude": ("*after",)}, {"exclude": (lambda path, _: path.endswith("after"),)}])
+def test_partial_fusion_keeps_the_norm_behind_the_sum(option: dict[str, Any]) -> None:
+    """As QARepVGG is trained on in quantization: one convolution and its norm, both with gradients."""
+    model = ready(nn.Sequential(QaBlock(), QaBlock()))
+    _, fused = fused_as_planned(model, **option)
+    x = images()
+    assert difference(model(x), fused(x)) < 1e-10
+    for old, block in zip(model, fused, strict=True):
+        assert owned(block) == {"convs": 1, "linears": 0, "norms": 1}
+        assert difference(old.after.state_dict(), block.after.state_dict()) == 0
+    fused.train()
+    before = copy.deepcopy(fused.state_dict())
+    optimiser = torch.optim.SGD(fused.parameters(), lr=0.1)
+    fused(x).square().mean().backward()
+    assert all(p.is_leaf and p.requires_grad and p.grad is not None for p in fused.parameters())
+    optimiser.step()
+    same = {key for key, value in fused.state_dict().items() if torch.allclose(value, before[key], rtol=1e-9, atol=0)}
+    assert all(key.startswith(("0.dense", "1.dense")) and key.endswith(".bias") for key in same), same
+    assert sum(key not in same for key in before) >= 12  # a norm undoes the bias before it
+
+
+def test_fused_convolutions_are_trainable() -> None:
+    fused = reparam.fuse(ready(nn.Sequential(Block(), Block())))
+    x = images()
+    before = fused(x).square().mean()
+    before.backward()
+    assert all(p.is_leaf and p.requires_grad and p.grad.abs().sum() > 0 for p in fused.parameters())
+    torch.optim.SGD(fused.parameters(), lr=1e-3).step()
+    assert fused(x).square().mean() < before
+
+
 # --- cost policies ----------------------------------------------------------------------------------------------------
 
 
@@ -734,6 +829,8 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "exclude_none": ({"exclude": None}, ("exclude", "NoneType", "tuple")),
     "exclude_a_module": ({"exclude": (nn.ReLU(),)}, ("exclude", "ReLU")),
     "exclude_of_numbers": ({"exclude": ("head", 3)}, ("exclude", "int")),
+    "only_one_pattern": ({"only": "body.first"}, ("only", "'body.first'", "only=('body.first',)")),
+    "only_a_number": ({"only": 3}, ("only", "int", "tuple")),
     "exclude_of_no_module_type": ({"exclude": (int,)}, ("exclude", "int")),
     "cost_none": ({"cost": None}, ("cost", "NoneType", "Work")),
     "cost_by_name": ({"cost": "macs"}, ("cost", "'macs'", "reparam.cost.macs")),

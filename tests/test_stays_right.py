@@ -2417,7 +2417,24 @@ class SameOnEitherSide(Two):
         return y * factor
 
 
-@pytest.mark.parametrize("net", [RanksAndSizesInConditions, SameOnEitherSide])
+class SizesOfTensors(Two):
+    """Tensors that are no inputs, of sizes that come from the input; the larger of two sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, C, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        side = max((math.ceil(h / 2) - 1) * 2 + 3 - h, 0)
+        x = F.pad(x, [0, 0, side // 2, side - side // 2])
+        y = self.a(x) + self.b(x)
+        columns = self.token.expand(n, -1, y.shape[2], -1)
+        y = torch.cat([columns, y, self.token.new_zeros(n, C, y.shape[2], min(w, 3))], 3)
+        return y + self.token.repeat(n, 1, 1, 1)
+
+
+@pytest.mark.parametrize("net", [RanksAndSizesInConditions, SameOnEitherSide, SizesOfTensors])
 def test_conditions_that_are_assertions_or_change_nothing(net: type[nn.Module]) -> None:
     is_read(net(), convs=1)
 

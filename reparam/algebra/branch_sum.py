@@ -3,7 +3,8 @@
     sum_r sum_a W_r[a] . x[s j - lo_r + d_r a]  =  sum_o W[o] . x[s j + o]        over the union of the tap offsets o
 
 Domain: the same input, channels, axes, stride and slack. Slack fixes the output length; with different slacks the
-lengths agree for some sizes only (stride > 1) or for none. Kernels are placed at their own offsets, never centred, so
+lengths agree for some sizes only (stride > 1) or for none; where an example fixes the size, such a sum holds for all
+sizes that leave the same remainder. Kernels are placed at their own offsets, never centred, so
 1xk, even, off-centre, cropped and dilated kernels need no case of their own. The taps of the result lie on the coarsest
 lattice that holds all offsets (3x3 at dilation 2 plus 1x1 stays 3x3 at dilation 2). Borders must be extended alike, or
 one side never reads outside.
@@ -102,7 +103,11 @@ def common_box(a: Conv, b: Conv) -> Conv | Refusal:
         return Refusal(RULE, f"output paddings differ: {a.output_padding} and {b.output_padding}")
     if a.slack != b.slack:
         why = f"output sizes differ or agree for some input sizes only (slack {a.slack} and {b.slack})"
-        return Refusal(RULE, why, "pad the branches so that their sizes agree")
+        apart = Refusal(RULE, why, "pad the branches so that their sizes agree, or give example_inputs")
+        widened = _of_known_lengths(a, b)
+        if widened is None:
+            return apart
+        a, b = widened
     border = _common_border(a, b)
     if isinstance(border, Refusal):
         return border
@@ -132,7 +137,41 @@ def common_box(a: Conv, b: Conv) -> Conv | Refusal:
         identity=False,
         border=border.border,
         fill=border.fill,
+        lengths=a.lengths or b.lengths,
+        remainders=_both(a.remainders, b.remainders),
     )
+
+
+def _of_known_lengths(a: Conv, b: Conv) -> tuple[Conv, Conv] | None:
+    """Both with the larger slack, if the lengths of an example make their outputs equally long.
+
+        floor((L + slack_a - 1) / s) = floor((L + slack_b - 1) / s)
+
+    depends on ``L mod s`` alone, so it holds for all lengths that leave such a remainder, and is asked for where the
+    result is used.
+    """
+    lengths = a.lengths or b.lengths
+    if lengths is None or a.transposed:
+        return None
+    remainders = []
+    for length, one, other, step in zip(lengths, a.slack, b.slack, a.stride, strict=True):
+        equal = [r for r in range(step) if (r + one - 1) // step == (r + other - 1) // step]
+        if length % step not in equal:
+            return None
+        remainders.append(tuple(equal))
+
+    def widened(conv: Conv, other: Conv) -> Conv:
+        more = [max(y - x, 0) for x, y in zip(conv.slack, other.slack, strict=True)]
+        hi = tuple(p + m for p, m in zip(conv.hi, more, strict=True))
+        return replace(conv, hi=hi, remainders=_both(conv.remainders, tuple(remainders)))
+
+    return widened(a, b), widened(b, a)
+
+
+def _both(a: tuple[Ints, ...] | None, b: tuple[Ints, ...] | None) -> tuple[Ints, ...] | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return tuple(tuple(r for r in x if r in y) for x, y in zip(a, b, strict=True))
 
 
 def _common_border(a: Conv, b: Conv) -> Conv | Refusal:

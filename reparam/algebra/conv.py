@@ -49,6 +49,8 @@ class Conv:
         moves: every output is one of the inputs: nothing is computed.
         order: how the axes of the input, the batch among them, stand in the result, as for ``torch.permute``; None: as
             they are. Then ``axes`` is that of the input.
+        lengths: of the input along every axis, where an example fixes them.
+        remainders: per axis, the remainders that the input's length may leave, divided by the stride; None: any.
 
     Example:
         >>> Conv(8, 8, kernel=(3,), stride=(2,), dilation=(1,), lo=(1,), hi=(1,)).slack
@@ -71,6 +73,8 @@ class Conv:
     output_padding: Ints = ()
     moves: bool = False
     order: Ints | None = None
+    lengths: Ints | None = None
+    remainders: tuple[Ints, ...] | None = None
 
     def __post_init__(self) -> None:
         axes = {len(t) for t in (self.kernel, self.stride, self.dilation, self.lo, self.hi)}
@@ -128,8 +132,7 @@ class Conv:
             return False
         halves = tuple(e // 2 for e in self.extent)
         rest = tuple(e - h for e, h in zip(self.extent, halves, strict=True))
-        same = self.lo == halves and self.hi == rest and set(self.stride) == {1}
-        return not (same and self.border is Border.CONSTANT)
+        return not (self.lo == halves and self.hi == rest and set(self.stride) == {1})
 
     @property
     def taps(self) -> int:

@@ -124,6 +124,8 @@ def _composed_box(outer: Conv, inner: Conv) -> Conv | Refusal:
     border = _composed_border(outer, inner)
     if isinstance(border, Refusal):
         return border
+    if outer.remainders is not None and not inner.pointwise:
+        return Refusal(RULE, "the second operation holds for some sizes of the value between the two only")
     lo, hi, kernel, dilation = [], [], [], []
     for axis in range(outer.axes):
         s1, d1, d2 = inner.stride[axis], inner.dilation[axis], s_d(inner, outer, axis)
@@ -147,6 +149,8 @@ def _composed_box(outer: Conv, inner: Conv) -> Conv | Refusal:
         moves=_moves(outer) and _moves(inner) and outer.pointwise and inner.pointwise,
         border=border[0],
         fill=border[1],
+        lengths=(outer.lengths or inner.lengths) if inner.pointwise else inner.lengths,
+        remainders=inner.remainders if outer.remainders is None else outer.remainders,
     )
 
 

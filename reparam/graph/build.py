@@ -1,6 +1,7 @@
 """Torch modules that compute the terms of a formula."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from reparam.algebra import Border, Conv
 from reparam.algebra.groups import densify, rows
+from reparam.graph.guard import OfLengths
 from reparam.graph.scale import ChannelScale, is_scale
 
 CONVS: Final[Mapping[int, type[nn.Module]]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -45,7 +47,8 @@ def build(
 
     Returns:
         ``ChannelScale``, ``nn.Linear``, ``nn.Conv*d``, ``nn.ConvTranspose*d``, or ``nn.Sequential`` of a padding and a
-        convolution where no symmetric padding fits.
+        convolution where no symmetric padding fits; with a check of the size in front where the formula holds for some
+        sizes only.
     """
     with torch.device("meta"):
         module, pad = _shell(conv, bias is not None, beside)
@@ -58,12 +61,25 @@ def build(
     module.weight = nn.Parameter(_rounded(weight, dtype, device), requires_grad=trainable)
     if bias is not None:
         module.bias = nn.Parameter(_rounded(bias, dtype, device), requires_grad=trainable)
-    module.eval()
-    return module if pad is None else nn.Sequential(pad, module).eval()
+    steps = [pad, module] if pad is not None else [module]
+    if conv.remainders is not None:
+        steps.insert(0, OfLengths(conv.stride, conv.remainders))
+    return module.eval() if len(steps) == 1 else nn.Sequential(*steps).eval()
 
 
 def _rounded(values: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
     return values.detach().to(dtype=dtype, device=device, copy=True).contiguous()
+
+
+def _trimmed(conv: Conv) -> Conv:
+    """Without padding behind that no output reads, given the remainders that lengths leave: then it is symmetric."""
+    if conv.remainders is None:
+        return conv
+    hi = []
+    for axis, (step, remainders) in enumerate(zip(conv.stride, conv.remainders, strict=True)):
+        idle = min((r + conv.slack[axis] - 1) % step for r in remainders)
+        hi.append(conv.hi[axis] - min(idle, max(conv.hi[axis] - conv.lo[axis], 0)))
+    return replace(conv, hi=tuple(hi))
 
 
 def _shell(conv: Conv, biased: bool, beside: bool) -> tuple[nn.Module, nn.Module | None]:
@@ -84,11 +100,12 @@ def _shell(conv: Conv, biased: bool, beside: bool) -> tuple[nn.Module, nn.Module
         kind = TRANSPOSED[conv.axes]
         return kind(**common, padding=conv.lo, output_padding=conv.output_padding), None
     kind = CONVS[conv.axes]
+    conv = _trimmed(conv)
     if conv.lo == conv.hi and min(conv.lo) >= 0:
         mode = Border.CONSTANT if not any(conv.lo) else conv.border
         return kind(**common, padding=conv.lo, padding_mode=mode.value), None
     if not conv.needs_pad:  # torch puts the odd one behind, too
-        return kind(**common, padding="same"), None
+        return kind(**common, padding="same", padding_mode=conv.border.value), None
     flat = [p for lo, hi in zip(reversed(conv.lo), reversed(conv.hi), strict=True) for p in (lo, hi)]
     if conv.border is Border.CONSTANT:
         pad = ZERO_PADS[conv.axes](tuple(flat))

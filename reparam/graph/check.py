@@ -120,7 +120,10 @@ def length(conv: Conv, axis: int, outputs: int, trial: int) -> int:
     if conv.transposed or conv.identity:
         return outputs
     s = conv.stride[axis]
-    return max(s * (outputs - 1) + 1 - conv.slack[axis] + (trial * (s - 1)), 1)
+    found = max(s * (outputs - 1) + 1 - conv.slack[axis] + (trial * (s - 1)), 1)
+    while conv.remainders is not None and found % s not in conv.remainders[axis]:
+        found += 1
+    return found
 
 
 def _region(plan: NetPlan, value: Value) -> list[Value]:

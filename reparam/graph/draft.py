@@ -6,8 +6,9 @@ from typing import final
 
 from reparam.algebra import Affine, Refusal, substitute
 from reparam.graph.calls import name_of
+from reparam.graph.channels import SPLITS
 from reparam.graph.effects import pure, unused
-from reparam.graph.leaves import EXCLUDED
+from reparam.graph.leaves import EXCLUDED, OUTSIDE
 from reparam.graph.lift import Known, Lifting, lift
 from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan, numbers
@@ -50,7 +51,7 @@ class Draft:
         self.readers: dict[Value, dict[Value, None]] = {}
         self.held: dict[Value, Value | None] = {}
         for value in net.values:
-            if value in covered or value in self.plan.dead:
+            if value in covered or value in self.plan.dead or self._only_splits(value):
                 continue
             if value in operations:
                 for source in operations[value].terms:
@@ -62,6 +63,13 @@ class Draft:
         for value in net.values:
             if value.returned:
                 self.held.setdefault(value, None)
+
+    def _only_splits(self, value: Value) -> bool:
+        """Whether a value is a tuple of parts, each of which is known as a part of the whole."""
+        operations = self.plan.operations
+        if name_of(value) not in SPLITS or value in operations or value.returned:
+            return False
+        return all(user in operations and value.args[0] in operations[user].terms for user in value.users)
 
     def _looks(self, reader: Value, value: Value) -> bool:
         """Whether ``reader`` reads of a value only sizes that what takes its place has, too; noted if so."""
@@ -97,9 +105,9 @@ class Draft:
         reason = self.movable(value)
         if not reason:
             return None
-        excluded = reason == EXCLUDED
-        remedy = "take it out of exclude" if excluded else "do not read them in a forward that cannot be read"
-        return Refusal("excluded" if excluded else "parameters_read", reason, remedy)
+        remedies = {EXCLUDED: "take it out of exclude", OUTSIDE: "name it in only"}
+        remedy = remedies.get(reason, "do not read them in a forward that cannot be read")
+        return Refusal("excluded" if reason in remedies else "parameters_read", reason, remedy)
 
     def inline(
         self,

@@ -36,3 +36,35 @@ class OfRank(nn.Identity):
     def forward(self, input: Tensor) -> Tensor:
         """``input``, if it has the rank; see ``require_rank``."""
         return require_rank(input, self.rank)
+
+
+class OfLengths(nn.Identity):
+    """The identity on values whose lengths leave certain remainders.
+
+    Args:
+        stride: per axis, what the length is divided by.
+        remainders: per axis, the remainders that it may leave.
+
+    Example:
+        >>> OfLengths((2,), ((0,),))(torch.zeros(1, 1, 4)).shape
+        torch.Size([1, 1, 4])
+    """
+
+    def __init__(self, stride: tuple[int, ...], remainders: tuple[tuple[int, ...], ...]) -> None:
+        super().__init__()
+        self.stride, self.remainders = stride, remainders
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``input``, if it is of such a size.
+
+        Raises:
+            AssertionError: it is not; the branches that were fused would not have had one size either.
+        """
+        for axis, (step, remainders) in enumerate(zip(self.stride, self.remainders, strict=True)):
+            length = input.shape[axis - len(self.stride)]
+            torch._assert(
+                length % step in remainders,
+                "branches were fused for input whose sizes leave the remainders of example_inputs, divided by the"
+                " stride, and got another size: their own outputs differ in size there",
+            )
+        return input

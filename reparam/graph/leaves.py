@@ -8,6 +8,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 EXCLUDED: Final = "the module is excluded"
+OUTSIDE: Final = "the module is excluded: it is not among those named by only"
 SHARED: Final = "it is called in several places"
 CLOSED: Final = (
     nn.MultiheadAttention,

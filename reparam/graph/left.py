@@ -65,8 +65,11 @@ def _pairs(plan: NetPlan) -> Iterator[tuple[tuple[Value, Value], Refusal]]:
             yield from (((value, reader), refusal) for value, refusal in refused)
             continue
         value, refusal = min(refused, key=lambda pair: pair[0].index)
-        others = ", ".join(f"{v.name} at {v.path or 'the root'}" for v, _ in refused if v is not value)
-        yield (value, reader), replace(refusal, condition=f"{condition} (and {others})") if others else refusal
+        others = [f"{v.name} at {v.path or 'the root'}" for v, _ in refused if v is not value]
+        if others:
+            branches = "the other branch is" if len(others) == 1 else "the other branches are"
+            refusal = replace(refusal, condition=f"{condition}; {branches} {', '.join(others)}")
+        yield (value, reader), refusal
 
 
 def _why_apart(plan: NetPlan, reader: Value) -> tuple[Value, Refusal] | None:

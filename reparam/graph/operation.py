@@ -53,9 +53,19 @@ class Operation:
         return self.bias is None and len(self.terms) == 1 and all(conv.identity for conv in self.terms.values())
 
     @property
+    def moves(self) -> bool:
+        """Whether it only puts channels elsewhere."""
+        return self.bias is None and all(conv.moves for conv in self.terms.values())
+
+    @property
     def relays(self) -> bool:
         """Whether it hands on every channel of its one input, in another layout perhaps."""
         return self.hands_on or (len(self.terms) == 1 and all(conv.order is not None for conv in self.terms.values()))
+
+    @property
+    def carries(self) -> bool:
+        """Whether a scale and shift of its value is one of its inputs."""
+        return self.relays or self.moves
 
     def numbers(self) -> Affine:
         """The formula with numbers."""

@@ -24,6 +24,7 @@ class Options:
     Args:
         cost: the policy that decides whether an exact rewrite is made.
         exclude: path patterns (``"head.*"``), types or predicates of modules that stay as they are.
+        only: the same, of modules outside of which everything stays as it is; None for the whole model.
         liftings: what is known to be linear.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, for modules that need sizes.
 
@@ -35,40 +36,56 @@ class Options:
     exclude: tuple[Rule, ...] = ()
     liftings: tuple[Lifting, ...] = LIFTINGS
     example_inputs: Any = None
+    only: tuple[Rule, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "exclude", _rules(self.exclude))
+        object.__setattr__(self, "exclude", rules(self.exclude))
+        object.__setattr__(self, "only", None if self.only is None else rules(self.only, "only"))
         object.__setattr__(self, "liftings", _liftings(self.liftings))
         _check_cost(self.cost)
 
     def excludes(self, path: str, module: nn.Module) -> bool:
         """Whether a module is excluded."""
-        for rule in self.exclude:
-            if isinstance(rule, str):
-                if fnmatchcase(path, rule):
-                    return True
-            elif isinstance(rule, type):
-                if isinstance(module, rule):
-                    return True
-            elif rule(path, module):
+        return matches(self.exclude, path, module)
+
+    def includes(self, path: str, module: nn.Module) -> bool:
+        """Whether a module is one of those to which fusing is confined."""
+        return self.only is None or matches(self.only, path, module)
+
+
+def matches(chosen: tuple[Rule, ...], path: str, module: nn.Module) -> bool:
+    """Whether one of the rules holds for a module."""
+    for rule in chosen:
+        if isinstance(rule, str):
+            if fnmatchcase(path, rule):
                 return True
-        return False
+        elif isinstance(rule, type):
+            if isinstance(module, rule):
+                return True
+        elif rule(path, module):
+            return True
+    return False
 
 
-def _rules(exclude: Any) -> tuple[Rule, ...]:
-    wanted = "expected exclude to be a tuple of path patterns, module types or functions of (path, module)"
-    if isinstance(exclude, str):
-        raise ReparamError(f"{wanted}, found one string {exclude!r}: write exclude=({exclude!r},)")
-    if not isinstance(exclude, list | tuple | set | frozenset):
-        name = exclude.__name__ if isinstance(exclude, type) else type(exclude).__name__
+def rules(given: Any, argument: str = "exclude") -> tuple[Rule, ...]:
+    """The rules that a user gave for ``argument``.
+
+    Raises:
+        ReparamError: they are something else.
+    """
+    wanted = f"expected {argument} to be a tuple of path patterns, module types or functions of (path, module)"
+    if isinstance(given, str):
+        raise ReparamError(f"{wanted}, found one string {given!r}: write {argument}=({given!r},)")
+    if not isinstance(given, list | tuple | set | frozenset):
+        name = given.__name__ if isinstance(given, type) else type(given).__name__
         raise ReparamError(f"{wanted}, found {name}: put it into a tuple")
-    for rule in exclude:
+    for rule in given:
         if isinstance(rule, str) or (isinstance(rule, type) and issubclass(rule, nn.Module)):
             continue
         if isinstance(rule, type | nn.Module) or not callable(rule):
             name = rule.__name__ if isinstance(rule, type) else type(rule).__name__
             raise ReparamError(f"{wanted}, found {name} in it: name a module by its path, or give its type")
-    return tuple(exclude)
+    return tuple(given)
 
 
 def _liftings(liftings: Any) -> tuple[Lifting, ...]:

@@ -82,6 +82,8 @@ def place(
         return Refusal("pad", "no torch convolution pads by one constant per channel")
     if any(conv.order is not None for conv in formula.terms.values()):
         return Refusal("layout", "its axes stand in another order than those of its input")
+    if all(conv.moves for conv in formula.terms.values()):
+        return Refusal("cost", "it only moves channels, which no convolution does at less")
     members = [*absorbed(operations, inlined, reader), reader]
     crossing = site.crossing(members)
     covered = [value for member in members for value in operations[member].covers]

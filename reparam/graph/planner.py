@@ -5,7 +5,7 @@ its readers. A step is kept if it is exact and the total cost falls; steps that 
 and what did not contribute is taken back. Only integers are needed here.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Final, final
 
 from reparam.algebra import Affine, Refusal
@@ -15,13 +15,14 @@ from reparam.graph.draft import Draft
 from reparam.graph.lift import Known, Lifting
 from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan
-from reparam.graph.operation import absorbed
-from reparam.graph.placing import Site, place
+from reparam.graph.placing import Place, Site, place
+from reparam.graph.pruning import Pruning
 from reparam.graph.spreading import Spreading
 from reparam.graph.through import Through
 from reparam.graph.worth import EPSILON, Worth
 
 REACH: Final = 256  # values that one step looks at
+RETRIES: Final = 4  # places that are looked for
 
 
 @final
@@ -34,6 +35,7 @@ class _Planner:
         passes = {value for value, operation in self.plan.operations.items() if operation.arithmetic}
         self.worth = Worth(cost, self.plan.sizes, self.draft.original, passes)
         self.behind = Behind(self.draft, self.worth)
+        self.pruning = Pruning(self.draft, self.worth)
 
     def run(self) -> NetPlan:
         order = list(self.plan.operations)
@@ -122,7 +124,7 @@ class _Planner:
         if refusal is not None:
             return self._look_behind(reader, seed, refusal)
         pending = [root for root in formula.terms if isinstance(root, Value)]
-        refused: dict[Value, Refusal] = {}
+        apart: Refusal | None = None
         grown = True
         while pending and len(chosen) < REACH:
             later = []
@@ -133,13 +135,13 @@ class _Planner:
                 with_it = dict(chosen)
                 trial, refusal = self.draft.step(formula, root, reader, with_it)
                 if refusal is not None:
-                    if refusal.rule == "branch_sum":
-                        refused.setdefault(root, refusal)
+                    apart = apart or (refusal if refusal.rule == "branch_sum" else None)
                     later.append(root)
                     continue
                 trial = self._through_identities(trial, reader, with_it)
-                before = self.worth.total({root: self.plan.formulas[root], reader: formula})
-                if self.worth.total({reader: trial}) <= before * (1 + EPSILON):
+                before = {root: self.plan.formulas[root], reader: formula}
+                joins = self.plan.operations[root].moves and self.worth.more_operations(before, {reader: trial})
+                if not joins and self.worth.total({reader: trial}) <= self.worth.total(before) * (1 + EPSILON):
                     later += [
                         r
                         for v in with_it
@@ -153,11 +155,12 @@ class _Planner:
                 else:
                     later.append(root)
             pending = later if grown else []
-        chosen, formula = self._prune(reader, chosen, formula)
-        for root, why in refused.items():  # a summand that cannot join the others
-            if root not in chosen and (root, reader) not in self.plan.refusals:
-                self.draft.refuse(root, reader, why)
-        if not chosen or self._only_arithmetic((*chosen, reader)):
+        chosen, formula = self.pruning.prune(reader, chosen, formula)
+        if not chosen:
+            if apart is not None:
+                self.draft.refuse(seed, reader, apart)
+            return False
+        if self._only_arithmetic((*chosen, reader)):
             return False
         refusal = self.worth.gain({v: self.plan.formulas[v] for v in (*chosen, reader)}, {reader: formula})
         if refusal is None and any(conv.order is not None for conv in formula.terms.values()):
@@ -170,27 +173,42 @@ class _Planner:
         """A step that was refused may be exact, or pay, together with what lies behind it."""
         found = self.behind.steps(reader, seed) if refusal.rule in ("cost", "border_rule", "layout") else None
         if found is not None:
-            chosen, formula = self._prune(reader, *found)
+            chosen, formula = self.pruning.prune(reader, *found)
             if seed in chosen and self._commit(reader, seed, chosen, formula):
                 return True
         self.draft.refuse(seed, reader, refusal)
         return False
 
     def _commit(self, reader: Value, seed: Value, chosen: dict[Value, None], formula: Affine) -> bool:
-        where = place(
-            reader,
-            formula,
-            self.plan.operations,
-            self.plan.inlined | chosen,
-            self.draft.site,
-            self.plan.dead,
-            self.plan.spread,
-        )
-        if isinstance(where, Refusal):
-            self.draft.refuse(seed, reader, where)
-            return False
-        self.draft.commit(reader, formula, chosen, where)
-        return True
+        """Make a step, or one without the first of its values where there is no place for the whole."""
+        first: Refusal | None = None
+        for _ in range(RETRIES):
+            where = self._place(reader, formula, chosen)
+            if not isinstance(where, Refusal):
+                self.draft.commit(reader, formula, chosen, where)
+                return True
+            first = first or where
+            found = self._without_first(reader, chosen)
+            if found is None:
+                break
+            chosen, formula = found
+        assert first is not None
+        self.draft.refuse(seed, reader, first)
+        return False
+
+    def _place(self, reader: Value, formula: Affine, chosen: dict[Value, None]) -> Place | Refusal:
+        inlined = self.plan.inlined | chosen
+        site, dead = self.draft.site, self.plan.dead
+        return place(reader, formula, self.plan.operations, inlined, site, dead, self.plan.spread)
+
+    def _without_first(self, reader: Value, chosen: dict[Value, None]) -> tuple[dict[Value, None], Affine] | None:
+        """A step without the value that is computed first, if that still pays."""
+        fewer = {v: None for v in chosen if v is not min(chosen, key=lambda value: value.index)}
+        formula = self.pruning.rebuild(reader, fewer) if fewer else None
+        if formula is None:
+            return None
+        before = {v: self.plan.formulas[v] for v in (*fewer, reader)}
+        return None if self.worth.gain(before, {reader: formula}) is not None else (fewer, formula)
 
     def _only_arithmetic(self, members: Iterable[Value]) -> bool:
         """Whether a convolution would replace nothing but sums and products: another member may still come."""
@@ -218,6 +236,8 @@ class _Planner:
         formula = self.plan.formulas[reader]
         if len(formula.terms) == 1 or len(self.plan.formulas[seed].terms) > 1:
             return True
+        if formula.terms[seed].moves and (seed in self.draft.held or len(self.draft.readers[seed]) > 1):
+            return False  # it stays, and many concatenations read it
         others: set[Value] = set()
         for root in formula.terms:
             if root is not seed and isinstance(root, Value):
@@ -237,71 +257,6 @@ class _Planner:
                     found.add(root)
                     pending.append(root)
         return found
-
-    def _prune(self, reader: Value, chosen: dict[Value, None], formula: Affine) -> tuple[dict[Value, None], Affine]:
-        """Take back summands that share no input with another one, where that costs nothing."""
-        for value in self._alone(reader, chosen):
-            inside = {value, *absorbed(self.plan.operations, chosen, value)}
-            fewer = {v: None for v in chosen if v not in inside}
-            rebuilt = self._rebuild(reader, fewer)
-            if rebuilt is None:
-                continue
-            with_it = self.worth.total({reader: formula})
-            without = self.worth.total({reader: rebuilt, **{v: self.plan.formulas[v] for v in chosen if v in inside}})
-            if without <= with_it * (1 + EPSILON):
-                chosen, formula = fewer, rebuilt
-        return chosen, formula
-
-    def _alone(self, reader: Value, chosen: Mapping[Value, None]) -> list[Value]:
-        """Chosen summands all of whose inputs are reached on one path only."""
-        paths: dict[Value, int] = {reader: 1}
-        below = sorted(chosen, key=lambda v: v.index, reverse=True)
-        for value in (reader, *below):
-            for root in self.plan.formulas[value].terms:
-                if isinstance(root, Value):
-                    paths[root] = paths.get(root, 0) + paths.get(value, 0)
-        single: dict[Value, bool] = {}
-        for value in reversed(below):
-            roots = [r for r in self.plan.formulas[value].terms if isinstance(r, Value)]
-            single[value] = paths[value] == 1 and all(single.get(r, paths[r] == 1) for r in roots)
-        summands = {
-            root
-            for value in (reader, *below)
-            if len(self.plan.formulas[value].terms) > 1
-            for root in self.plan.formulas[value].terms
-        }
-        inside: set[Value] = set()
-        found = []
-        for value in below:
-            if value in summands and single[value] and value not in inside:
-                found.append(value)
-                inside.update(absorbed(self.plan.operations, chosen, value))
-        for value in below:
-            formula = self.plan.formulas[value]
-            hands_on = (
-                len(formula.terms) == 1 and not formula.biased and all(c.identity for c in formula.terms.values())
-            )
-            if (
-                hands_on
-                and value not in inside
-                and all(r not in chosen and paths[r] == paths[value] for r in formula.terms)
-            ):
-                found.append(value)  # the last of a chain: without it the chain reads its result instead
-        return found
-
-    def _rebuild(self, reader: Value, chosen: Mapping[Value, None]) -> Affine | None:
-        formula = self.plan.formulas[reader]
-        done: dict[Value, None] = {}
-        while True:
-            ready = [r for r in formula.terms if isinstance(r, Value) and r in chosen]
-            if not ready:
-                return formula if len(done) == len(chosen) else None
-            root = max(ready, key=lambda r: r.index)  # all its readers were replaced before
-            result = self.draft.inline(formula, root, reader, done)
-            if isinstance(result, Refusal):
-                return None
-            formula = result
-            done[root] = None
 
 
 def plan_net(

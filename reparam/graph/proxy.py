@@ -113,7 +113,7 @@ class Traced(fx.Proxy):
 
 for _name, _function in INPLACE.items():
     setattr(Traced, _name, lambda self, other, _f=_function: self._in_place(_f, other))
-for _name, _rounding in {"__ceil__": math.ceil, "__floor__": math.floor, "__trunc__": math.trunc}.items():
+for _name, _rounding in {"__ceil__": math.ceil, "__floor__": math.floor}.items():
     setattr(Traced, _name, lambda self, _f=_rounding: self.tracer.create_proxy("call_function", _f, (self,), {}))
 
 

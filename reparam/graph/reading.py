@@ -1,4 +1,4 @@
-"""What is patched while forwards are read: calls of modules, reads of their tensors, ``len`` and ``isinstance``."""
+"""What is patched while forwards are read: calls of modules, reads of their tensors, and a few built-in functions."""
 
 import builtins
 import warnings
@@ -15,17 +15,18 @@ from reparam.graph.tracer import Tracer
 
 _TENSOR: Final = torch.empty(0, device="meta")
 RANK_CHECK: Final = "_check_input_dim"
+SIZED: Final = ("expand", "new_empty", "new_full", "new_ones", "new_zeros", "repeat", "reshape", "tile", "view")
 ACTIVE: Final[list[Tracer]] = []  # the last one is at work
 
 
 @contextmanager
 def traced_builtins(opens: bool) -> Iterator[None]:
-    """While it lasts, ``len`` of a traced value is a traced value, and a traced tensor is an instance of ``Tensor``.
+    """While it lasts, ``len``, ``max`` and ``min`` of a traced value are traced, and a traced tensor is a ``Tensor``.
 
     Args:
         opens: whether functions marked by ``torch.fx.wrap`` are looked into.
     """
-    plain_len, plain_isinstance = builtins.len, builtins.isinstance
+    plain_len, plain_isinstance, plain_max, plain_min = builtins.len, builtins.isinstance, builtins.max, builtins.min
 
     def traced_len(value: Any) -> Any:
         if type(value) is not Traced:
@@ -44,23 +45,37 @@ def traced_builtins(opens: bool) -> Iterator[None]:
         if not opens and plain_isinstance(scope.get(name), FunctionType)
     ]
     builtins.len, builtins.isinstance = traced_len, traced_isinstance
+    builtins.max, builtins.min = _one_operation(plain_max), _one_operation(plain_min)
     for scope, name, function in wrapped:
         scope[name] = _one_operation(function)
     try:
         yield
     finally:
         builtins.len, builtins.isinstance = plain_len, plain_isinstance
+        builtins.max, builtins.min = plain_max, plain_min
         for scope, name, function in wrapped:
             scope[name] = function
 
 
 def _one_operation(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What its author marked by ``torch.fx.wrap`` is not looked into."""
+    """A function that is not looked into where it is called on traced values."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if not has_traced((args, kwargs)):
             return function(*args, **kwargs)
         return ACTIVE[-1].create_proxy("call_function", function, args, kwargs)
+
+    return call
+
+
+def _sized(name: str) -> Callable[..., Any]:
+    """A method of plain tensors some of whose sizes may be traced."""
+    method = getattr(Tensor, name)
+
+    def call(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not ACTIVE or not has_traced((args, kwargs)):
+            return method(tensor, *args, **kwargs)
+        return ACTIVE[-1].create_proxy("call_method", name, (tensor, *args), kwargs)
 
     return call
 
@@ -102,6 +117,8 @@ def reading() -> Iterator[None]:
     nn.Module.__call__, nn.Module.__getattr__ = traced_call, traced_getattr  # type: ignore[method-assign]
     for kind, check in rank_checks.items():
         setattr(kind, RANK_CHECK, _unless_traced(check))
+    for name in SIZED:
+        setattr(Tensor, name, _sized(name))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a user's forward warns about was said when it first ran
@@ -112,6 +129,8 @@ def reading() -> Iterator[None]:
             setattr(nn.Module, name, function)
         for kind, check in rank_checks.items():
             setattr(kind, RANK_CHECK, check)
+        for name in SIZED:
+            delattr(Tensor, name)
 
 
 def _unless_traced(check: Callable[[nn.Module, Any], None]) -> Callable[[nn.Module, Any], None]:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from reparam.algebra import Affine
 from reparam.graph.build import build
+from reparam.graph.calls import name_of
+from reparam.graph.channels import SPLITS
 from reparam.graph.net import Frame, Value
 from reparam.graph.sizes import is_plain
 
@@ -72,7 +74,7 @@ def run(
             env[member.parent.env[member.call]] = _call(member, env, modules)
             continue
         for number in member.inputs:
-            if number not in env and is_plain(number):
+            if number not in env and (is_plain(number) or name_of(number) in SPLITS):
                 env[number] = Evaluation(env, modules).value(number)
         env[member] = _result(member, env, modules)
     result: Tensor = env[value]

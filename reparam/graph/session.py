@@ -1,7 +1,6 @@
 """From a model to its plan, and from the plan to the fused model."""
 
 import copy
-from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -9,12 +8,10 @@ from torch import Tensor, fx, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reparam.algebra import Affine, Refusal
-from reparam.errors import ReparamError, TrainingModeError
+from reparam.errors import CheckError, ReparamError, TrainingModeError
 from reparam.graph.check import TOLERANCE, group_error, region_error
 from reparam.graph.emit import Emitter
-from reparam.graph.example_shapes import all_shapes
 from reparam.graph.examples import record
-from reparam.graph.left import left, near_first
 from reparam.graph.lift import Known
 from reparam.graph.modules import Fused, mixed, modules_of
 from reparam.graph.net import Net, Reading, Value
@@ -24,13 +21,13 @@ from reparam.graph.placing import Mode
 from reparam.graph.planner import plan_net
 from reparam.graph.reader import read
 from reparam.graph.reading import reading
-from reparam.graph.shapes import Shape
+from reparam.graph.reports import Reports
 from reparam.graph.site import Limits
-from reparam.graph.summary import Describer
+from reparam.graph.swap import State
 from reparam.graph.unread import first_line
 from reparam.graph.used import makers_only
-from reparam.graph.wire import wire
-from reparam.report import Plan, Receipt, Region
+from reparam.report import Plan, Receipt
+from reparam.verification.verify import verify
 
 
 @final
@@ -40,11 +37,13 @@ class Session:
     def __init__(self, model: nn.Module, options: Options) -> None:
         self.model = model
         self.options = options
-        self.calls = None if options.example_inputs is None else record(model, options.example_inputs)
+        self.fused: list[Fused] = []
+        calls = None if options.example_inputs is None else record(model, options.example_inputs)
         with reading():
-            self.reading: Reading = read(model, self.calls)
-            limits = Limits(self.reading, options)
-            self.plans = _with_use([self._plan(net, Known.of(net, self.calls), limits) for net in self.reading.nets])
+            self.reading: Reading = read(model, calls)
+            limits = Limits(model, self.reading, options)
+            self.plans = _with_use([self._plan(net, Known.of(net, calls), limits) for net in self.reading.nets])
+        self._reports = Reports(model, options, self.reading, self.plans, calls)
 
     def _plan(self, net: Net, known: Known, limits: Limits) -> NetPlan:
         return plan_net(net, known, self.options.cost, self.options.liftings, limits.movable, limits.site(net))
@@ -53,41 +52,9 @@ class Session:
         """All fused values of all nets."""
         return [(plan, value) for plan in self.plans for value in plan.changed()]
 
-    def _unread(self) -> list[tuple[NetPlan, Value]]:
-        """Norms whose value nothing reads: they go."""
-        return [(plan, value) for plan in self.plans for value in plan.dropped]
-
     def plan(self) -> Plan:
         """The plan for a reader."""
-        unread = self._unread()
-        regions = self._describe([*self.regions(), *unread], {})
-        alone = tuple(left(self.reading, self.plans, self.options.cost))
-        modules = self._modules(regions, alone)
-        wiring = wire(self.plans, [*self.regions(), *unread])
-        return Plan(regions, alone, type(self.model).__name__, modules, wiring, self.model, self.options)
-
-    def _receipt(self, done: list[Fused], errors: dict[Value, float], failed: list[Refusal]) -> Receipt:
-        """What was done, for a reader."""
-        regions = self._describe([*((fused.plan, fused.value) for fused in done), *self._unread()], errors)
-        failed = [replace(refusal, near=bool(refusal.remedy)) for refusal in failed]
-        alone = tuple(near_first([*failed, *left(self.reading, self.plans, self.options.cost)]))
-        return Receipt(regions, alone, type(self.model).__name__, self._modules(regions, alone))
-
-    def _describe(self, regions: list[tuple[NetPlan, Value]], errors: dict[Value, float]) -> tuple[Region, ...]:
-        shapes: dict[Value, Shape] = {}
-        for plan in self.plans if self.calls is not None else ():
-            shapes |= all_shapes(plan.net, self.calls or {})
-        describer = Describer(shapes)
-        return tuple(describer.region(plan, value, errors.get(value)) for plan, value in regions)
-
-    def _modules(self, regions: tuple[Region, ...], alone: tuple[Refusal, ...]) -> dict[str, str]:
-        """Classes of the modules in which regions and refusals stand, and of those around them."""
-        wanted = {""}
-        for path in {*(region.path for region in regions), *(refusal.path for refusal in alone)}:
-            names = path.split(".")
-            wanted.update(".".join(names[:depth]) for depth in range(1, len(names) + 1))
-        modules = self.model.named_modules(remove_duplicate=False)
-        return {path: type(module).__name__ for path, module in modules if path in wanted}
+        return self._reports.plan()
 
     def _check_groups(self, ready: list[Fused], errors: dict[Value, float]) -> list[Refusal]:
         """Check the values that took over a norm through passages; those that fail are taken out of ``ready``."""
@@ -146,14 +113,15 @@ class Session:
                     failed.append(refusal.at(value.path, value.name))
         if check:
             failed += self._check_groups(ready, errors)
-        done = _without_entangled(ready)
+        self.fused = _without_entangled(ready)
         together = "it shares operations with a region that is left alone"
         for fused in ready:
-            if fused not in done:
+            if fused not in self.fused:
                 refusal = Refusal("together", together)
                 failed.append(refusal.at(fused.value.path, fused.value.name))
-        receipt = self._receipt(done, errors, failed)
-        Emitter(self.model, self.reading.nets).apply(done, [value for _, value in self._unread()])
+        receipt = self._reports.receipt(self.fused, errors, failed)
+        unread = [value for plan in self.plans for value in plan.dropped]
+        Emitter(self.model, self.reading.nets).apply(self.fused, unread)
         return receipt
 
 
@@ -225,13 +193,33 @@ def refuse_bad_model(model: object) -> None:
 
 
 def apply(model: nn.Module, options: Options, *, inplace: bool, check: bool) -> nn.Module:
-    """Fuse a model."""
+    """Fuse a model, and compare the result with it on the example inputs, if there are any."""
     refuse_bad_model(model)
     target = model if inplace else copy.deepcopy(model)
-    receipt = Session(target, options).apply(check)
-    receipt.attach(target)
+    compared = check and options.example_inputs is not None and not any(t.is_meta for t in model.parameters())
+    original = copy.deepcopy(model) if compared and inplace else model
+    before = [State(module) for module in target.modules()]
+    Session(target, options).apply(check).attach(target)
+    if compared:
+        try:
+            _refuse_difference(original, target, options.example_inputs)
+        except BaseException:
+            for state in before:
+                state.restore()
+            raise
     for module in target.modules():
         if isinstance(module, DistributedDataParallel):
             reducer: Any = module
             reducer.__setstate__(reducer.__getstate__())  # its reducer refers to the parameters it was made with
     return target
+
+
+def _refuse_difference(model: nn.Module, fused: nn.Module, example_inputs: Any) -> None:
+    result = verify(model, fused, example_inputs)
+    if not result.ok:
+        raise CheckError(
+            f"expected the fused model to compute what {type(model).__name__} computes, found another result on the"
+            f" example inputs (a: the model, b: fused), so nothing was fused: {result}\n"
+            "pass check=False to fuse all the same, or exclude= the module where they part",
+            result,
+        )

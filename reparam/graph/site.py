@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import final
 
-from torch import fx
+from torch import fx, nn
 
 from reparam.graph.edit import STOCK
 from reparam.graph.entries import EntryPoints, variants
 from reparam.graph.generated import SOURCE
-from reparam.graph.leaves import EXCLUDED, hooks
+from reparam.graph.leaves import EXCLUDED, OUTSIDE, hooks
 from reparam.graph.net import Frame, Net, Reading, Value
 from reparam.graph.options import Options
 from reparam.graph.placing import Mode, Place, Site
@@ -22,8 +22,9 @@ from reparam.graph.swap import carried
 class Limits:
     """What may be changed in a model that was read; must be asked inside ``reading()``."""
 
-    def __init__(self, reading: Reading, options: Options) -> None:
+    def __init__(self, model: nn.Module, reading: Reading, options: Options) -> None:
         self.options = options
+        self._only = _only(model, options)
         self.entries = EntryPoints()
         self._editable: dict[Frame, str] = {}
         self._exposed = _exposed(reading)
@@ -54,6 +55,8 @@ class Limits:
             return f"its parameters are read by the forward of {self._read_by_unread[value.path]}"
         if self.options.exclude and self._excluded(value.frame):
             return EXCLUDED
+        if self._only is not None and not _within(value.path, self._only):
+            return OUTSIDE
         return ""
 
     def _excluded(self, frame: Frame | None) -> bool:
@@ -218,6 +221,23 @@ def _still_reads(reader: Frame, members: set[Value]) -> bool:
         if node.op == "get_attr" and (str(node.target).startswith("_constant") or "." in str(node.target)):
             found += [user for user in node.users if user not in nodes]
     return bool(found)
+
+
+def _only(model: nn.Module, options: Options) -> frozenset[str] | None:
+    """Paths of the modules to which fusing is confined; None if it is not confined."""
+    if options.only is None:
+        return None
+    modules = model.named_modules(remove_duplicate=False)
+    return frozenset(path for path, module in modules if options.includes(path, module))
+
+
+def _within(path: str, places: frozenset[str]) -> bool:
+    """Whether a path is one of some places, or below one of them."""
+    while path not in places:
+        if not path:
+            return False
+        path = path.rpartition(".")[0]
+    return True
 
 
 def _entangled(path: str, exposed: Mapping[str, list[Frame]]) -> bool:

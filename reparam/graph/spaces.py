@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from reparam.graph.calls import argument, name_of, stock, tensor_input
+from reparam.graph.channels import picked, rest
 from reparam.graph.kinds import (
     CONVS,
     NORM_AXES,
@@ -23,6 +24,7 @@ from reparam.graph.kinds import (
 from reparam.graph.matrices import channel_axes, product, subscripts
 from reparam.graph.net import Net, Value
 from reparam.graph.passages import spread
+from reparam.graph.proxy import assign
 from reparam.graph.rank_rules import UNKNOWN, Rank, permutation
 from reparam.graph.ranks import infer_ranks
 from reparam.graph.shapes import Shape
@@ -159,6 +161,11 @@ def _inherited(
         return known
     if known is not None and _is_spatial(value, known):
         return known
+    if value.node.target is assign:
+        return known
+    taken = picked(value, spaces.get)
+    if taken is not None:
+        return Space(len(taken[1]), spaces[taken[0]].axes)
     if name == "getitem":
         return known if first is not None and name_of(first) in NORMS else None  # one of three results
     if name == "einsum":
@@ -239,6 +246,8 @@ def _backward(
     if value not in spaces:
         return
     first, space = tensor_input(value), spaces[value]
+    for other, found in rest(value, space, spaces.get):
+        spaces.setdefault(other, found)
     rank = ranks.get(value, UNKNOWN).exact
     order = permutation(value, rank)
     if first is not None and order is not None and len(order) > space.axes:

@@ -123,7 +123,9 @@ def _kernel(conv: Conv, beside: bool) -> Kernel:
         kind = Kind.LINEAR
     padding = tuple(zip(conv.lo, conv.hi, strict=True))
     groups = conv.groups if kind in (Kind.CONV, Kind.TRANSPOSED) else 1
-    return Kernel(kind, conv.in_channels, conv.out_channels, conv.kernel, conv.stride, conv.dilation, groups, padding)
+    remainders = None if conv.remainders is None else tuple(map(tuple, conv.remainders))
+    channels, axes = (conv.in_channels, conv.out_channels), (conv.kernel, conv.stride, conv.dilation)
+    return Kernel(kind, *channels, *axes, groups, padding, remainders)
 
 
 def _footprints(

@@ -37,7 +37,7 @@ class Through:
         if not conv.diagonal or (conv.identity and not formula.biased) or not isinstance(root, Value):
             return
         spaces, operations = self.plan.known.spaces, self.plan.operations
-        if (root in operations and not operations[root].relays) or norm not in spaces:
+        if (root in operations and not operations[root].carries) or norm not in spaces:
             back: list[tuple[Value, Wrap]] | Refusal = Refusal("norm", "")
         else:
             back = producers(norm, root, spaces, operations, self._reading)
@@ -129,11 +129,11 @@ def producers(
         value, start, behind = pending.pop()
         if readers(value) != 1:
             return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is read more than once")
-        if value in operations and not operations[value].relays:
+        if value in operations and not operations[value].carries:
             space = spaces[value]
             found.append((value, Wrap(norm, start, space.channels, None, behind)))
             continue
-        inputs = [(next(iter(operations[value].terms)), 0)] if value in operations else parts(value, spaces)
+        inputs = _inputs(value, spaces, operations)
         if inputs is None:
             return Refusal("norm", f"{value.name} at {value.path or 'the root'} lies in front of it and is not linear")
         pending += [(source, start + offset, (value, *behind)) for source, offset in inputs]
@@ -150,9 +150,9 @@ def consumer(norm: Value, spaces: Spaces, operations: Mapping[Value, Operation])
         if len(readers) != 1 or value.returned:
             return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is read more than once")
         (user,) = readers
-        if user in operations and not operations[user].relays:
+        if user in operations and not operations[user].carries:
             break
-        inputs = [(next(iter(operations[user].terms)), 0)] if user in operations else parts(user, spaces)
+        inputs = _inputs(user, spaces, operations)
         if inputs is None or len(inputs) != 1 or inputs[0][0] is not value:
             return Refusal("norm", f"{user.name} at {user.path or 'the root'} lies behind it and is not linear")
         passages.append(user)
@@ -160,6 +160,13 @@ def consumer(norm: Value, spaces: Spaces, operations: Mapping[Value, Operation])
     if value not in operations[user].terms or not passages:
         return Refusal("norm", "nothing linear lies behind it")
     return [(user, Wrap(norm, 0, spaces[norm].channels, value, tuple(passages)))]
+
+
+def _inputs(value: Value, spaces: Spaces, operations: Mapping[Value, Operation]) -> list[tuple[Value, int]] | None:
+    """Inputs whose channels a value hands on, with the position of their first channel; None if it does not."""
+    if value in operations and operations[value].relays:
+        return [(next(iter(operations[value].terms)), 0)]
+    return parts(value, spaces)
 
 
 def _only_shape(user: Value, value: Value) -> bool:

@@ -7,6 +7,7 @@ from reparam.algebra import Affine, Refusal
 from reparam.cost import Cost, Work, affine_work, operation_work, resolution
 from reparam.graph.net import Net, Value
 from reparam.graph.operation import Operation
+from reparam.measure import Measured
 
 EPSILON: Final = 1e-9
 
@@ -45,15 +46,31 @@ class Worth:
             total += self._work(value, formula)
         return total
 
+    def _seconds(self, formulas: Mapping[Value, Affine]) -> float:
+        assert isinstance(self.cost, Measured)
+        return sum(
+            self.cost.time_of(formula, self.sizes, self.sizes[value], formula is self.original.get(value))
+            for value, formula in formulas.items()
+        )
+
     def total(self, formulas: Mapping[Value, Affine]) -> float:
         """Cost of the values as their formulas say."""
         return self.cost(self._sum(formulas))
+
+    def more_operations(self, before: Mapping[Value, Affine], after: Mapping[Value, Affine]) -> bool:
+        """Whether a step needs more operations than there were."""
+        return self._sum(after).launches > self._sum(before).launches
 
     def gain(self, before: Mapping[Value, Affine], after: Mapping[Value, Affine]) -> Refusal | None:
         """Why a step is not worth it: it must cost less, and need no more operations."""
         old, new = self._sum(before), self._sum(after)
         if new.launches > old.launches:
             return Refusal("cost", f"{new.launches} operations would replace {old.launches}")
+        if isinstance(self.cost, Measured):
+            slow, fast = self._seconds(before), self._seconds(after)
+            if self.cost.faster(slow, fast, old, new):
+                return None
+            return Refusal("cost", f"the merged operation takes {fast / (slow or 1.0):.2f} times as long")
         if not self.cost(new) < self.cost(old) * (1 - EPSILON):
             ratio = self.cost(new) / (self.cost(old) or 1.0)
             return Refusal("cost", f"the merged operation costs {ratio:.2f} times as much", "pass another cost")
@@ -63,8 +80,9 @@ class Worth:
         """What a step saves, as a part of what there was; 0 if it is not worth it."""
         if self.gain(before, after) is not None:
             return 0.0
-        old = self.cost(self._sum(before))
-        return (old - self.cost(self._sum(after))) / abs(old) if old else 0.0
+        measured = isinstance(self.cost, Measured)
+        old, new = (self._seconds(f) if measured else self.cost(self._sum(f)) for f in (before, after))
+        return max((old - new) / abs(old), EPSILON) if old else EPSILON
 
 
 def relative_sizes(net: Net, operations: Mapping[Value, Operation]) -> dict[Value, float]:

@@ -22,11 +22,10 @@ from typing import Any
 
 from torch import Tensor
 
+from reparam.checkpoints.fit import misfits, renamed
+from reparam.checkpoints.unwrap import weights_in
 from reparam.errors import ReparamError
 from reparam.models.repvgg import RepVGG
-
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
-NESTING_KEYS = ("state_dict", "model")
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def load_weights(model: RepVGG, state_dict: Mapping[str, Any]) -> None:
     """Copy weights into `model`, whichever of the three layouts names them.
 
     Weights in training form go into a model as built, weights in deploy form into a fused one. A state dict nested
-    under `state_dict` or `model`, and keys that start with `module.`, are understood. A batch norm's
+    under `state_dict`, `model` or `model_ema`, and keys that start with `module.`, are understood. A batch norm's
     `num_batches_tracked` may be absent: the model then keeps its own.
 
     Args:
@@ -114,32 +113,8 @@ def load_weights(model: RepVGG, state_dict: Mapping[str, Any]) -> None:
     if any(tensor.is_meta for tensor in expected.values()):
         raise ReparamError("load_weights: the model is on the meta device; first model.to_empty(device=...)")
 
-    found: dict[str, Any] = {}
-    given_as: dict[str, str] = {}
-    doubled: list[str] = []
-    for given, tensor in _unwrapped(state_dict).items():
-        key = key_here(given)
-        if key in found:
-            doubled.append(f"{key}: {given_as[key]} and {given}")
-        found[key], given_as[key] = tensor, given
-
-    missing = [key for key in expected if key not in found and not key.endswith(".num_batches_tracked")]
-    unexpected = [given_as[key] for key in found if key not in expected]
-    misshapen = [
-        f"{given_as[key]}: expected {tuple(expected[key].shape)}, found {_form(tensor)}"
-        for key, tensor in found.items()
-        if key in expected and _form(tensor) != _form(expected[key])
-    ]
-    report = "".join(
-        f"\n  {kind} ({len(lines)}):\n    " + "\n    ".join(lines)
-        for kind, lines in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("wrong shape", misshapen),
-            ("given twice", doubled),
-        )
-        if lines
-    )
+    found, given_as, doubled = renamed(weights_in(state_dict)[0], key_here)
+    report = misfits(expected, found, given_as, doubled)
     if report:
         remedy = _remedy(expected, found)
         raise ReparamError(f"load_weights: the weights do not fit, nothing was changed{report}{remedy}")
@@ -158,26 +133,6 @@ def key_here(key: str) -> str:
         if here is not None:
             return f"{here}.{name}"
     return key
-
-
-def _unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The innermost state dict, its keys without the prefixes of wrappers."""
-    for nesting in NESTING_KEYS:
-        if isinstance(state_dict.get(nesting), Mapping):
-            return _unwrapped(state_dict[nesting])
-    unwrapped: dict[str, Any] = {}
-    for key, tensor in state_dict.items():
-        while key.startswith(WRAPPER_PREFIXES):
-            key = key.partition(".")[2]
-        unwrapped[key] = tensor
-    return unwrapped
-
-
-def _form(value: object) -> tuple[int, ...] | str:
-    """The shape of a tensor that can be copied, else what it is."""
-    if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
-    return "a meta tensor" if value.is_meta else tuple(value.shape)
 
 
 def _remedy(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ class Plan(Report):
         left: what would be left alone, with the reason; near misses first.
         model_type: class of the model.
         modules: classes of the modules that regions and refusals stand in, by path.
+        boundaries: what stands between the regions, one refusal for each kind of operation that is not linear.
         wiring: the operations and what they read, before and after.
 
     Example:
@@ -78,7 +79,8 @@ class Plan(Report):
             The path of the file.
 
         Raises:
-            ReparamError: another ending, no such module, nothing to draw, or ``pip install 'reparam[draw]'`` is needed.
+            ReparamError: another ending, no such module, or nothing to draw.
+            MissingPackageError: the extra ``draw`` is not installed.
         """
         from reparam.show.picture import draw
 
@@ -94,7 +96,8 @@ class Plan(Report):
             The path of the file.
 
         Raises:
-            ReparamError: there is no region, weights are on the meta device, or the extra ``draw`` is not installed.
+            ReparamError: there is no region, or weights are on the meta device.
+            MissingPackageError: the extra ``draw`` is not installed.
         """
         from reparam.show.heat import draw_ranges
 

@@ -26,6 +26,7 @@ class Receipt(Report):
         left: what was left alone, with the reason; near misses first.
         model_type: class of the model.
         modules: classes of the modules that regions and refusals stand in, by path.
+        boundaries: what stands between the regions, one refusal for each kind of operation that is not linear.
     """
 
     def attach(self, model: nn.Module) -> None:

@@ -17,6 +17,7 @@ def of_report(report: "Report") -> dict[str, Any]:
         "model": report.model_type,
         "regions": [_of_region(region) for region in report.regions],
         "left": [_plain(asdict(refusal)) for refusal in report.left],
+        "boundaries": [_plain(asdict(refusal)) for refusal in report.boundaries],
         "modules": dict(report.modules),
         "totals": _plain(asdict(report.totals)),
     }
@@ -39,10 +40,14 @@ def _plain(value: Any) -> Any:
 
 def to_report(
     record: Mapping[str, Any],
-) -> tuple[tuple[Region, ...], tuple[Refusal, ...], str, Mapping[str, str]]:
-    """Regions, refusals, class and modules of a report that was plain data."""
-    left = tuple(Refusal(**{**refusal, "operands": tuple(refusal["operands"])}) for refusal in record["left"])
-    return tuple(_to_region(region) for region in record["regions"]), left, record["model"], dict(record["modules"])
+) -> tuple[tuple[Region, ...], tuple[Refusal, ...], str, Mapping[str, str], tuple[Refusal, ...]]:
+    """Regions, refusals, class, modules and boundaries of a report that was plain data."""
+    left, boundaries = (tuple(map(_to_refusal, record[key])) for key in ("left", "boundaries"))
+    return tuple(map(_to_region, record["regions"])), left, record["model"], dict(record["modules"]), boundaries
+
+
+def _to_refusal(record: Mapping[str, Any]) -> Refusal:
+    return Refusal(**{**record, "operands": tuple(record["operands"])})
 
 
 def _to_region(record: Mapping[str, Any]) -> Region:
@@ -57,4 +62,6 @@ def _to_region(record: Mapping[str, Any]) -> Region:
 def _to_kernel(record: Mapping[str, Any]) -> Kernel:
     numbers = {key: tuple(record[key]) for key in ("kernel", "stride", "dilation")}
     padding = tuple((before, behind) for before, behind in record["padding"])
-    return Kernel(**{**record, **numbers, "kind": Kind(record["kind"]), "padding": padding})
+    sizes = record["remainders"]
+    remainders = None if sizes is None else tuple(map(tuple, sizes))
+    return Kernel(**{**record, **numbers, "kind": Kind(record["kind"]), "padding": padding, "remainders": remainders})

@@ -30,6 +30,7 @@ class Kernel:
         dilation: distance between taps per axis.
         groups: number of channel groups.
         padding: elements before and behind, per axis; negative: crop.
+        remainders: per axis, what an input size may leave when it is divided by the stride; None: it holds for all.
 
     Example:
         >>> print(Kernel(Kind.CONV, 8, 8, (3, 3), (2, 2), (1, 1), 4, ((1, 1), (1, 1))))
@@ -44,6 +45,7 @@ class Kernel:
     dilation: tuple[int, ...] = ()
     groups: int = 1
     padding: tuple[tuple[int, int], ...] = ()
+    remainders: tuple[tuple[int, ...], ...] | None = None
 
     def __str__(self) -> str:
         if self.kind is Kind.INPUT:
@@ -58,6 +60,10 @@ class Kernel:
                 parts.append(f"{name} {'x'.join(map(str, numbers))}")
         if self.groups > 1:
             parts.append(f"groups {self.groups}")
+        if self.remainders is not None:
+            pairs = zip(self.stride, self.remainders, strict=True)
+            allowed = [f"{' or '.join(map(str, left))} mod {s}" for s, left in pairs if len(left) < s]
+            parts.append(f"for sizes that are {' and '.join(dict.fromkeys(allowed))} only")
         return ", ".join(parts)
 
 

@@ -42,12 +42,14 @@ class Report:
         left: what is left alone, with the reason; near misses first.
         model_type: class of the model.
         modules: classes of the modules that regions and refusals stand in, and of those around them, by path.
+        boundaries: what stands between the regions, one refusal for each kind of operation that is not linear.
     """
 
     regions: tuple[Region, ...]
     left: tuple[Refusal, ...]
     model_type: str = ""
     modules: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    boundaries: tuple[Refusal, ...] = ()
 
     @property
     def near_misses(self) -> tuple[Refusal, ...]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reparam.errors import ReparamError
+from reparam.errors import MissingPackageError, ReparamError
 
 if TYPE_CHECKING:
     from reparam.graph.weight_ranges import ChannelRanges
@@ -20,7 +20,7 @@ def draw_ranges(ranges: "Sequence[ChannelRanges]", file: Path) -> Path:
         from matplotlib.colors import TwoSlopeNorm
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ReparamError("expected matplotlib for heat maps: pip install 'reparam[draw]'") from error
+        raise MissingPackageError.of("matplotlib", "draws heat maps", "draw") from error
     figure = Figure(figsize=(12, 2.0 + 0.22 * len(ranges)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     lines = [([relative(r.before) for r in ranges], "before"), ([relative(r.after) for r in ranges], "after")]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from reparam.errors import ReparamError
+from reparam.errors import MissingPackageError, ReparamError
 from reparam.report import Node, Plan
 from reparam.show.colours import colour
 from reparam.show.fold import Drawn, fold, within
@@ -156,7 +156,7 @@ def _new_graph() -> "AGraph":
     try:
         import pygraphviz
     except ImportError as error:
-        raise ReparamError("expected pygraphviz for pictures: pip install 'reparam[draw]'") from error
+        raise MissingPackageError.of("pygraphviz", "draws pictures", "draw") from error
     return pygraphviz.AGraph(directed=True, strict=True, encoding="UTF-8")
 
 

@@ -2,7 +2,7 @@
 
 from typing import IO, TYPE_CHECKING
 
-from reparam.errors import ReparamError
+from reparam.errors import MissingPackageError
 from reparam.report import Report
 from reparam.show.outline import Branch, near_misses, outline
 from reparam.show.text import headline, near_miss, rows, totals
@@ -15,13 +15,13 @@ def tree(report: Report) -> "Tree":
     """The report as a tree for a terminal.
 
     Raises:
-        ReparamError: rich is not installed.
+        MissingPackageError: rich is not installed.
     """
     try:
         from rich.text import Text
         from rich.tree import Tree
     except ImportError as error:
-        raise ReparamError("expected rich for a coloured tree: pip install 'reparam[cli]', or use str()") from error
+        raise MissingPackageError.of("rich", "draws coloured trees", "cli") from error
     root = Tree(Text(headline(report), style="bold"))
     near = list(near_misses(report))
     if near:

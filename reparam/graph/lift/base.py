@@ -19,7 +19,7 @@ from reparam.graph.net import Frame, Net, Value
 from reparam.graph.operation import Numbers, Operation
 from reparam.graph.rank_rules import UNKNOWN, Rank
 from reparam.graph.ranks import infer_ranks
-from reparam.graph.shapes import shapes_of
+from reparam.graph.shapes import Shape, shapes_of
 from reparam.graph.space import Space
 from reparam.graph.spaces import fits, infer
 
@@ -34,17 +34,23 @@ class Known:
     spaces: Mapping[Value, Space]
     effects: Effects
     ranks: Mapping[Value, Rank] = field(default_factory=dict)
+    shapes: Mapping[Value, Shape] = field(default_factory=dict)
 
     @classmethod
     def of(cls, net: Net, calls: Mapping[str, list[Call]] | None = None) -> Self:
         """What the code of a net fixes, and the sizes of one run."""
         shapes = shapes_of(net, calls)
         ranks = infer_ranks(net, shapes)
-        return cls(infer(net, ranks, shapes), Effects(net), ranks)
+        return cls(infer(net, ranks, shapes), Effects(net), ranks, shapes)
 
     def space(self, value: object) -> Space | None:
         """Space of a value, if known."""
         return self.spaces.get(value) if isinstance(value, Value) else None
+
+    def lengths(self, value: object, axes: int) -> Ints | None:
+        """Sizes of the last ``axes`` axes of a value in the example; None without one."""
+        shape = self.shapes.get(value) if isinstance(value, Value) else None
+        return None if shape is None or len(shape) < axes else shape[len(shape) - axes :]
 
     def rank(self, value: object) -> Rank:
         """Bounds of the rank of a value."""

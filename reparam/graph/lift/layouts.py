@@ -8,7 +8,7 @@ from reparam.graph.operation import Operation
 from reparam.graph.rank_rules import permutation
 
 
-def order(value: Value, known: Known) -> Lifted:
+def order_of_axes(value: Value, known: Known) -> Lifted:
     """A permutation of the axes that takes the channels along; none of torch's layers sees other axes change places."""
     source = tensor_input(value)
     inner, outer = known.space(source), known.space(value)

@@ -1,5 +1,6 @@
 """All liftings, in order, and what makes a linear operation unsafe to rewrite."""
 
+from dataclasses import replace
 from typing import Final
 
 from torch._ops import OpOverload
@@ -9,8 +10,9 @@ from reparam.graph.effects import written
 from reparam.graph.leaves import SHARED, hooks
 from reparam.graph.lift.arithmetic import arithmetic_sum, channel_product, scale
 from reparam.graph.lift.base import Known, Lifted, Lifting, parametrized_in_training
+from reparam.graph.lift.channels import channel_assignment, channel_selection, channel_shuffle, concatenation
 from reparam.graph.lift.convs import conv_function, conv_module, conv_transpose_module
-from reparam.graph.lift.layouts import order
+from reparam.graph.lift.layouts import order_of_axes
 from reparam.graph.lift.linear import linear_function, linear_module
 from reparam.graph.lift.norms import norm_function, norm_module
 from reparam.graph.lift.pads import framed_pad, pad
@@ -27,7 +29,7 @@ LIFTINGS: Final[tuple[Lifting, ...]] = (
     linear_module,
     conv_transpose_module,
     passes_through,
-    order,
+    order_of_axes,
     arithmetic_sum,
     scale,
     conv_function,
@@ -39,6 +41,10 @@ LIFTINGS: Final[tuple[Lifting, ...]] = (
     pool,
     adaptive_pool,
     spatial_slice,
+    channel_selection,
+    concatenation,
+    channel_shuffle,
+    channel_assignment,
 )
 IN_PLACE: Final = Refusal("in_place", "it writes into memory that is read again later", "use the operation that copies")
 
@@ -55,7 +61,15 @@ def lift(value: Value, known: Known, liftings: tuple[Lifting, ...] = LIFTINGS) -
     if result is None or isinstance(result, Refusal):
         return result
     refused = _unsafe(value, result, known)
-    return refused if refused is not None else result
+    return refused if refused is not None else _sized(result, known)
+
+
+def _sized(operation: Operation, known: Known) -> Operation:
+    """With the lengths of the inputs, on which sums of strided operations may depend."""
+    if not known.shapes or all(set(conv.stride) <= {1} for conv in operation.terms.values()):
+        return operation
+    terms = {v: replace(conv, lengths=known.lengths(v, conv.axes)) for v, conv in operation.terms.items()}
+    return replace(operation, terms=terms)
 
 
 def _unsafe(value: Value, operation: Operation, known: Known) -> Refusal | None:

@@ -1,5 +1,7 @@
 """Linear layers and other products with a constant matrix."""
 
+from typing import Final
+
 from torch import nn
 
 from reparam.algebra import Refusal, pointwise
@@ -8,6 +10,8 @@ from reparam.graph.lift.base import Known, Lifted, bias_of, generated, numbers_o
 from reparam.graph.matrices import product
 from reparam.graph.net import Value
 from reparam.graph.operation import Operation
+
+BOTH: Final = Refusal("scale", "both factors depend on the input")
 
 
 def linear_module(value: Value, known: Known) -> Lifted:
@@ -26,6 +30,8 @@ def linear_module(value: Value, known: Known) -> Lifted:
 def linear_function(value: Value, known: Known) -> Lifted:
     """``F.linear``, ``x @ W.T``, ``addmm``, ``einsum``: products with a matrix that does not depend on the input."""
     found = product(value)
+    if found is None and name_of(value) in ("matmul", "bmm", "einsum"):
+        return BOTH if len(set(value.inputs)) > 1 else None
     if found is None:
         depends = name_of(value) == "linear" and isinstance(argument(value, 1, "weight"), Value)
         return Refusal("linear", "the weight depends on the input") if depends else None

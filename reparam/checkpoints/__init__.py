@@ -1,0 +1,1 @@
+"""Read checkpoints of any make, and save fused models."""

@@ -1,0 +1,1 @@
+"""The command line: ``reparam`` and ``python -m reparam``."""

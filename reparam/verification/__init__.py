@@ -1,0 +1,1 @@
+"""Compare two models on one input, and say why they differ."""

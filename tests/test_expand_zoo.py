@@ -1,0 +1,98 @@
+"""Expand and fuse nets of other libraries: outputs are preserved, the round trip has the structure of the fused net."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from nets import difference, images, ready, same
+from torch import Tensor, nn
+
+import reparam
+from reparam.nn import MultiBranch, Widened
+
+pytestmark = [pytest.mark.zoo, pytest.mark.slow]
+
+
+def torchvision(name: str) -> Callable[[], nn.Module]:
+    return lambda: getattr(pytest.importorskip("torchvision.models"), name)(num_classes=10)
+
+
+def timm(name: str) -> Callable[[], nn.Module]:
+    return lambda: pytest.importorskip("timm").create_model(name, num_classes=10)
+
+
+def unet() -> nn.Module:
+    library = pytest.importorskip("segmentation_models_pytorch")
+    return library.Unet("resnet18", encoder_weights=None, decoder_channels=(64, 32, 32, 16, 16))
+
+
+class Logits(nn.Module):
+    """A detector whose outputs are tensors."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.net(pixel_values=x)
+        return found.logits, found.pred_boxes
+
+
+def rtdetr() -> nn.Module:
+    library = pytest.importorskip("transformers")
+    backbone = library.RTDetrResNetConfig(depths=[1, 1, 1, 1], layer_type="basic", hidden_sizes=[16, 32, 64, 64],
+                                          embedding_size=16, out_features=["stage2", "stage3", "stage4"])  # fmt: skip
+    config = library.RTDetrConfig(
+        backbone_config=backbone, encoder_in_channels=[32, 64, 64], encoder_hidden_dim=32, d_model=32,
+        feat_strides=[8, 16, 32], encoder_ffn_dim=64, decoder_ffn_dim=64, decoder_layers=1, num_queries=20,
+        decoder_in_channels=[32, 32, 32], num_labels=5, decoder_attention_heads=4, encoder_attention_heads=4,
+    )  # fmt: skip
+    return Logits(library.RTDetrForObjectDetection(config))
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], int]] = {
+    "resnet18": (torchvision("resnet18"), ("repvgg", "acnet", "qarepvgg"), 64),
+    "resnet50": (torchvision("resnet50"), ("repvgg",), 64),
+    "mobilenet_v2": (torchvision("mobilenet_v2"), ("dbb",), 64),
+    "mobilenet_v3_small": (torchvision("mobilenet_v3_small"), ("mobileone(2)", "dilated", "sesr"), 64),
+    "efficientnet_b0": (torchvision("efficientnet_b0"), ("repvgg",), 64),
+    "convnext_tiny": (torchvision("convnext_tiny"), ("dilated",), 64),
+    "timm_efficientnet": (timm("efficientnet_lite0"), ("acnet",), 64),
+    "unet": (unet, ("repvgg",), 64),
+    "rtdetr": (rtdetr, ("repvgg",), 64),
+}
+CASES = [(name, preset) for name, (_, presets, _) in NETS.items() for preset in presets]
+
+
+def structure(model: nn.Module) -> dict[str, Any]:
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    return shapes | {path: type(module).__name__ for path, module in model.named_modules()}
+
+
+@pytest.mark.parametrize(("name", "preset"), CASES, ids=lambda part: part)
+def test_a_net_makes_the_round_trip(name: str, preset: str) -> None:
+    torch.manual_seed(0)
+    build, _, size = NETS[name]
+    net = ready(build())
+    if name == "rtdetr":  # wide random weights leave no digits in attention and in sorted scores
+        torch.manual_seed(0)
+        net = build().double().eval()
+    x = images((size, size), channels=3, batch=1)
+    expanded = reparam.expand(net, preset)
+    assert sum(isinstance(module, (MultiBranch, Widened)) for module in expanded.modules()) >= 5
+    same(net, expanded, x)
+    fused = reparam.fuse(expanded)
+    same(net, fused, x)
+    assert structure(fused) == structure(reparam.fuse(net))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
+def test_a_net_is_restored(name: str) -> None:
+    torch.manual_seed(0)
+    build = torchvision(name)
+    net = ready(build())
+    fused = reparam.fuse(net)
+    restored = reparam.restore(fused, build)
+    assert restored.state_dict().keys() == net.state_dict().keys()
+    assert difference(fused(images((64, 64), channels=3)), restored(images((64, 64), channels=3))) < 1e-10
