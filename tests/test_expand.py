@@ -485,6 +485,9 @@ BAD: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = {
     "normed by weight": (
         lambda: one(nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 6, 3))), "repvgg", {"where": ("0",)}, "plain"
     ),
+    "a scale": (
+        lambda: one(nn.Conv2d(6, 6, 1, groups=6)), "mobileone", {"where": ("0",)}, "^0: .*one number per channel"
+    ),
     "in a row": (
         lambda: nn.Sequential(nn.Conv2d(6, 12, 1), nn.Conv2d(12, 6, 3)).eval(), "repvgg", {"where": ("1",)},
         "^1: .*fuse makes one convolution of it and 0",

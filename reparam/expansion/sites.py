@@ -187,6 +187,8 @@ def _site(draft: Draft, value: Value) -> Site | str:
     reason = draft.site.replaceable(value) or _exposed(draft, value, ())
     if reason:
         return reason
+    if all(term.diagonal for term in operations[value].terms.values()):
+        return "it is one number per channel"
     if conv.weight.is_complex():
         return "its weights are complex"
     alone = Region(operations, {}, value).formula()
