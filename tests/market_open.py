@@ -25,7 +25,6 @@ OPEN: Final[dict[str, frozenset[str]]] = {
     "test_plan_says_why": frozenset(
         {
             "RMNet, weights written in forward",
-            "ShiftwiseConv",
         }
     ),
     "test_sweep": frozenset(

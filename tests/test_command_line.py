@@ -119,7 +119,7 @@ def run_json(*arguments: str, code: int = 0) -> dict[str, Any]:
 
 def test_plan(user: str) -> None:
     printed = run("plan", f"{user}:net")
-    assert "first: conv 3x3, batch norm -> conv 3x3" in printed
+    assert "first Conv2d: conv 3x3, batch norm -> conv 3x3" in printed
     found = run_json("plan", f"{user}:net", "--kwargs", '{"width": 8}')
     assert [region["path"] for region in found["regions"]] == ["first"]
     assert found["regions"][0]["params_after"] == 8 * 27 + 8

@@ -324,6 +324,25 @@ def test_other_sums_are_not_listed(build: Callable[[], nn.Module]) -> None:
     assert reparam.plan(ready(build())).left == ()
 
 
+class PadsByConstant(nn.Module):
+    """A border of a constant, which only weights can compare with what it pads, inside a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = conv(3), conv(1), conv(3, padding=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.nn.functional.pad(self.inner(x), [1] * 4, value=0.5)
+        return torch.relu(self.first(x) + self.last(y))
+
+
+def test_a_constant_border_inside_a_sum_is_planned() -> None:
+    model = ready(PadsByConstant())
+    plan = reparam.plan(model)
+    assert sums(plan) == []
+    same(model, plan.apply(), X)
+
+
 def test_three_branches_of_which_two_merge() -> None:
     class Three(nn.Module):
         def __init__(self) -> None:

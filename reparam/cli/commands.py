@@ -1,6 +1,5 @@
 """The commands ``plan``, ``fuse``, ``verify`` and ``export``."""
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,12 +38,9 @@ def plan(
             only=tuple(only) if only else None,
             example_inputs=examples,
         )
-    plain = {
-        "model": model,
-        "regions": [dataclasses.asdict(region) for region in found.regions],
-        "left": [{"rule": refusal.rule, "path": refusal.path, "message": str(refusal)} for refusal in found.left],
-    }
-    show(as_json, plain, str(found))
+    plain = found.to_dict()
+    messages = [{**refusal, "message": str(found.left[at])} for at, refusal in enumerate(plain["left"])]
+    show(as_json, plain | {"model": model, "left": messages}, str(found))
 
 
 @command

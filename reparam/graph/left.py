@@ -82,6 +82,8 @@ def _why_apart(plan: NetPlan, reader: Value) -> tuple[Value, Refusal] | None:
         if not inside:
             return None
         root = max(inside, key=lambda value: value.index)
+        if formula.terms[root].fill is not None and not plan.formulas[root].numeric:
+            return None  # whether the constant is that of the padded value, only weights tell
         through = [summand for summand, values in reached.items() if root in values]
         result = substitute(formula, {root: plan.formulas[root]})
         if isinstance(result, Refusal):
