@@ -9,7 +9,6 @@ from reparam.cost import affine_work
 from reparam.graph.net import Reading, Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.placing import Mode
-from reparam.graph.scale import is_scale
 from reparam.report import Region
 
 
@@ -56,7 +55,7 @@ def _kind(conv: Conv, beside: bool) -> str:
     """A term of a formula in words."""
     if conv.identity:
         return "its input"
-    if is_scale(conv) and (beside or conv.axes == 0):
+    if conv.scales and (beside or conv.axes == 0):
         return "scale"
     if conv.axes == 0:
         return f"linear {conv.in_channels} -> {conv.out_channels}"
