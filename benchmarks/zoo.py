@@ -23,6 +23,7 @@ import multiprocessing.connection
 import os
 import re
 import sys
+import sysconfig
 import time
 import traceback
 import warnings
@@ -33,7 +34,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread for each of the processes
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "examples")]
 
 import timm  # noqa: E402
 import torch  # noqa: E402
@@ -47,6 +48,7 @@ from torch.nn.modules.conv import _ConvNd  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import reparam  # noqa: E402
+from common import machine  # noqa: E402
 
 TABLE, RESULTS = ROOT / "docs" / "zoo.md", ROOT / "benchmarks" / "results" / "zoo.json"
 FAMILIES = ROOT / "benchmarks" / "results" / "zoo_families.json"
@@ -335,6 +337,13 @@ def examine(entry: Entry, dry: bool) -> dict[str, Any]:
     return row | compare(entry, model, inputs, outputs, row["before"])
 
 
+def without_folders(text: str) -> str:
+    """Files by their names within a package, whatever the machine."""
+    for folder in (sysconfig.get_path("purelib"), str(ROOT)):
+        text = text.replace(f"{folder}/", "")
+    return text
+
+
 def compare(
     entry: Entry, model: nn.Module, inputs: list[Any], outputs: list[Any], before: dict[str, int]
 ) -> dict[str, Any]:
@@ -359,7 +368,7 @@ def compare(
         row["sensitivity"] = sensitivity(entry, model, inputs)
     lost = sorted(set(dir(model)) - set(dir(fused)) - set(model._modules))
     owners = readers(model)
-    unread = {refusal.path: str(refusal) for refusal in plan.left if refusal.rule == "unread"}
+    unread = {refusal.path: without_folders(str(refusal)) for refusal in plan.left if refusal.rule == "unread"}
     row |= {
         "errors": errors,
         "class_kept": isinstance(fused, type(model)),
@@ -548,7 +557,8 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     return [
         f"- {len(done)} nets: {families} families of timm {timm.__version__}, "
         f"{sum(row['library'] == 'torchvision' for row in done)} nets of torchvision "
-        f"{torchvision.__version__.split('+')[0]}; torch {torch.__version__.split('+')[0]}, float64.",
+        f"{torchvision.__version__.split('+')[0]}; torch {torch.__version__.split('+')[0]}, float64; "
+        f"{machine(torch.device('cpu'))}.",
         f"- Largest relative error {worst:.1e}.",
         f"- Norms: {norms[0]} → {norms[1]}.",
         f"- Modules that own a convolution or a norm: {owners}, of which {1 - unread / max(owners, 1):.2%} were read.",
@@ -563,6 +573,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         "# The zoo",
         "",
         *INTRODUCTION.splitlines(),
+        "",
         *summary(rows),
     ]
     for library in ("timm", "torchvision"):
