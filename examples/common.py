@@ -1,9 +1,11 @@
-"""What the examples have in common: nets and devices by name, saved weights, options that explain themselves."""
+"""What the examples have in common: nets, devices and machines by name, saved weights, options that explain."""
 
 import argparse
 import difflib
 import json
 import math
+import os
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,3 +80,12 @@ def chosen_device(name: str) -> torch.device:
 def listing(words: Sequence[str]) -> str:
     shown = [*words[:20], *(["…"] if len(words) > 20 else [])]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"
+
+
+def machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text(encoding="utf-8").splitlines() if described.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} logical cores"

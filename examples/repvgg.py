@@ -24,7 +24,6 @@ give the same net bit for bit. The exit status is 1 if the fused net or the relo
 import argparse
 import json
 import math
-import os
 import pickle
 import platform
 import statistics
@@ -54,7 +53,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import reparam
-from common import TOLERANCE, InputError, architecture, build, chosen_device, counted, fraction, listing, save
+from common import (
+    TOLERANCE,
+    InputError,
+    architecture,
+    build,
+    chosen_device,
+    counted,
+    fraction,
+    listing,
+    machine,
+    save,
+)
 from reparam import models
 
 try:
@@ -453,15 +463,6 @@ def compare(
         predictions=len(labels),
         predictions_changed=int((logits[0].argmax(1) != logits[1].argmax(1)).sum()),
     )
-
-
-def machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text(encoding="utf-8").splitlines() if described.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} logical cores"
 
 
 # What is shown

@@ -10,8 +10,10 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import gc
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -2466,6 +2468,22 @@ def test_einops_is_readable() -> None:
             return einops.rearrange(einops.reduce(y, "b g c n -> b g c", "mean"), "b g c -> b (g c)")
 
     is_read(Net(), convs=1)
+
+
+def test_a_model_that_was_read_can_be_freed() -> None:
+    """`einops` remembers the shapes that it was asked about, which are traced ones while a forward is read."""
+    einops = pytest.importorskip("einops")
+
+    class Net(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            return einops.rearrange(self.a(x) + self.b(x), "b (g c) h w -> b g c (h w)", g=2)
+
+    model = ready(Net())
+    parts = [weakref.ref(part) for part in (model, model.a, model.a[0].weight)]
+    assert len(reparam.plan(model).regions) == 1
+    del model
+    gc.collect()
+    assert [part() for part in parts] == [None, None, None]
 
 
 # --- where only concrete shapes help --------------------------------------------------------------

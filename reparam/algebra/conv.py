@@ -126,6 +126,11 @@ class Conv:
         return self.pointwise and (self.identity or self.groups == self.in_channels == self.out_channels)
 
     @property
+    def scales(self) -> bool:
+        """Whether it is no more than one number per channel."""
+        return self.diagonal and not self.identity
+
+    @property
     def needs_pad(self) -> bool:
         """Whether no ``padding`` of a torch convolution expresses the border, so that a padding must go before it."""
         if self.transposed or (self.lo == self.hi and min(self.lo, default=0) >= 0):

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import reparam
 from reparam.cli.options import Cost, Exclude, Input, Json, Kwargs, Model, Only
-from reparam.cli.session import command, cost_named, load, progress, show
+from reparam.cli.session import chosen, command, load, progress, show
 
 if TYPE_CHECKING:
     from torch.utils.benchmark import Measurement
@@ -43,9 +43,7 @@ def bench(
         inputs = tuple(x.to(device) for x in loaded.needed())
         say("fusing")
         before = loaded.model.to(device)
-        fused = reparam.fuse(
-            before, cost=cost_named(cost), exclude=tuple(exclude or ()), only=tuple(only) if only else None
-        )
+        fused = reparam.fuse(before, **chosen(cost, exclude, only))
     nets = {"before": before, "after": fused}
     times: dict[str, list[Measurement]] = {name: [] for name in nets}
     steps = [name for _ in range(rounds) for name in nets]  # in turn, so that a busy moment hits both

@@ -9,7 +9,7 @@ from torch import nn
 import reparam
 from reparam.checkpoints.deploy import load_deploy, save_deploy
 from reparam.cli.options import Averaged, Cost, Exclude, Input, Json, Kwargs, Model, Only, TrustPickle, Weights
-from reparam.cli.session import DIFFERENT, Loaded, command, cost_named, load, progress, show
+from reparam.cli.session import DIFFERENT, Loaded, chosen, command, fused_model, load, progress, show
 from reparam.cli.source import Source, parse_kwargs
 from reparam.exporting.export import export as write_file
 from reparam.verification.verify import verify as compare
@@ -31,13 +31,7 @@ def plan(
         loaded = load(model, kwargs, "", shapes)
         say("planning")
         examples = loaded.inputs if shapes else None
-        found = reparam.plan(
-            loaded.model,
-            cost=cost_named(cost),
-            exclude=tuple(exclude or ()),
-            only=tuple(only) if only else None,
-            example_inputs=examples,
-        )
+        found = reparam.plan(loaded.model, example_inputs=examples, **chosen(cost, exclude, only))
     plain = found.to_dict()
     messages = [{**refusal, "message": str(found.left[at])} for at, refusal in enumerate(plain["left"])]
     show(as_json, plain | {"model": model, "left": messages}, str(found))
@@ -62,7 +56,7 @@ def fuse(
         say(f"building {model}")
         loaded = load(model, kwargs, weights, shapes, trust_pickle=trust_pickle, averaged=ema)
         say("fusing")
-        fused = _fused(loaded, shapes, cost, exclude, only)
+        fused = fused_model(loaded, shapes, cost, exclude, only)
         result = None
         if loaded.inputs is not None:
             say("comparing with the original net")
@@ -111,13 +105,15 @@ def verify(
         inputs = loaded.needed()
         if not other:
             say("fusing")
-            against: nn.Module = _fused(loaded, shapes, cost, exclude, only)
+            against: nn.Module = fused_model(loaded, shapes, cost, exclude, only)
         elif other.endswith(".safetensors"):
             say(f"loading {other}")
             build = Source(model, parse_kwargs(kwargs)).build
-            against = load_deploy(
-                build, other, fuse=lambda net: _fused(Loaded(loaded.source, net, inputs), shapes, cost, exclude, only)
-            )
+
+            def again(net: nn.Module) -> nn.Module:
+                return fused_model(Loaded(loaded.source, net, inputs), shapes, cost, exclude, only)
+
+            against = load_deploy(build, other, fuse=again)
         else:
             say(f"building {other}")
             against = load(
@@ -155,24 +151,10 @@ def export(
         loaded = load(model, kwargs, weights, shapes, trust_pickle=trust_pickle, averaged=ema)
         inputs = loaded.needed()
         say("fusing")
-        net = loaded.model if unfused else _fused(loaded, shapes, cost, exclude, only)
+        net = loaded.model if unfused else fused_model(loaded, shapes, cost, exclude, only)
         for path in out:
             say(f"writing and checking {path}")
             result = write_file(net, inputs, path, original=loaded.model, dynamic_batch=dynamic_batch)
             results[str(path)] = result.to_dict()
             lines.append(f"wrote {path}, compared with {model}: {result}")
     show(as_json, {"model": model, "files": results}, "\n".join(lines))
-
-
-def _fused(
-    loaded: Loaded, shapes: list[str] | None, cost: str, exclude: list[str] | None, only: list[str] | None
-) -> nn.Module:
-    examples = loaded.inputs if shapes else None
-    policy = cost_named(cost)
-    return reparam.fuse(
-        loaded.model,
-        cost=policy,
-        exclude=tuple(exclude or ()),
-        only=tuple(only) if only else None,
-        example_inputs=examples,
-    )

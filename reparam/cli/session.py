@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
+import reparam
 from reparam import cost as costs
 from reparam.checkpoints.read import load_checkpoint
 from reparam.cli.source import Source, parse_kwargs
@@ -88,6 +89,18 @@ def cost_named(name: str) -> Cost:
     if name not in COSTS:
         raise ReparamError(f"expected --cost to be one of {', '.join(COSTS)}, found {name!r}")
     return COSTS[name]
+
+
+def chosen(cost: str, exclude: list[str] | None, only: list[str] | None) -> dict[str, Any]:
+    """Arguments of ``reparam.plan`` and ``reparam.fuse`` from those of a command."""
+    return {"cost": cost_named(cost), "exclude": tuple(exclude or ()), "only": tuple(only) if only else None}
+
+
+def fused_model(
+    loaded: Loaded, shapes: list[str] | None, cost: str, exclude: list[str] | None, only: list[str] | None
+) -> nn.Module:
+    """The model, fused; compared with the original if the shapes of its inputs were given."""
+    return reparam.fuse(loaded.model, example_inputs=loaded.inputs if shapes else None, **chosen(cost, exclude, only))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from reparam.algebra import Border, Conv
 from reparam.algebra.groups import densify, rows
 from reparam.graph.guard import OfLengths
-from reparam.graph.scale import ChannelScale, is_scale
+from reparam.nn.parts import ChannelScale
 
 CONVS: Final[Mapping[int, type[nn.Module]]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: Final[Mapping[int, type[nn.Module]]] = {
@@ -83,7 +83,7 @@ def _trimmed(conv: Conv) -> Conv:
 
 
 def _shell(conv: Conv, biased: bool, beside: bool) -> tuple[nn.Module, nn.Module | None]:
-    if is_scale(conv) and (beside or conv.axes == 0):
+    if conv.scales and (beside or conv.axes == 0):
         return ChannelScale(conv.out_channels, conv.axes, bias=biased), None
     if conv.axes == 0:
         return nn.Linear(conv.in_channels, conv.out_channels, bias=biased), None

@@ -11,7 +11,6 @@ from reparam.graph.build import build
 from reparam.graph.net import Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.placing import Place
-from reparam.graph.scale import is_scale
 
 
 @final
@@ -63,7 +62,7 @@ def modules_of(plan: NetPlan, value: Value, formula: Affine) -> dict[Value, nn.M
     dtype, device = weights[0].dtype, weights[0].device
     bias = formula.bias
     modules: dict[Value, nn.Module | None] = {}
-    terms = sorted(formula.terms.items(), key=lambda term: (term[1].identity, is_scale(term[1])))
+    terms = sorted(formula.terms.items(), key=lambda term: (term[1].identity, term[1].scales))
     for root, conv in terms:
         assert isinstance(root, Value)
         if conv.identity and bias is None and len(terms) > 1:

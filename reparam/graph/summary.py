@@ -11,7 +11,6 @@ from reparam.cost import affine_work, operation_work
 from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.placing import Mode
-from reparam.graph.scale import is_scale
 from reparam.graph.shapes import Shape
 from reparam.graph.weights_read import WeightsRead
 from reparam.report import Footprint, Kernel, Kind, Region, Step
@@ -117,7 +116,7 @@ def _kernel(conv: Conv, beside: bool) -> Kernel:
     kind = Kind.TRANSPOSED if conv.transposed else Kind.CONV
     if conv.identity:
         kind = Kind.INPUT
-    elif is_scale(conv) and (beside or conv.axes == 0):
+    elif conv.scales and (beside or conv.axes == 0):
         kind = Kind.SCALE
     elif conv.axes == 0:
         kind = Kind.LINEAR

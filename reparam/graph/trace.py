@@ -134,6 +134,13 @@ class _Raised:
 
 
 def _attempt(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Unread | _Raised":
+    try:
+        return _record(tracer, arguments, method)
+    finally:
+        tracer.release()
+
+
+def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Unread | _Raised":
     module = tracer.root
     snapshot = Snapshot(module)
     inputs: dict[str, fx.Node] = {}

@@ -56,6 +56,13 @@ class Tracer(fx.Tracer):
         self.opens = True  # functions marked by torch.fx.wrap
         self.recast = ""
 
+    def release(self) -> None:
+        """Let go of the module: other code may keep the traced values that it got, as ``functools.cache`` does."""
+        self.root = nn.Identity()
+        self.examples, self.on_node = None, None
+        self.tensors, self.before, self.paths = {}, {}, {}
+        self.kept, self.frontier = [], []
+
     def path(self, module: nn.Module) -> str | None:
         """Dotted path of a descendant, searched level by level; None for a stranger."""
         while id(module) not in self.paths and self.frontier:

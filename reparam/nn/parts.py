@@ -57,12 +57,13 @@ class NormAndPad(nn.Module):
 
 @final
 class ChannelScale(nn.Module):
-    """Multiply every channel by a parameter.
+    """``x * weight + bias`` with one weight, and one bias, per channel.
 
     Args:
         channels: of input and output.
-        axes: number of spatial axes.
-        initial: the first value of all factors.
+        axes: number of spatial axes; without them the channels are on the last axis.
+        initial: the first value of all weights.
+        bias: whether there is one; it starts at zero.
 
     Source: layer scale, Touvron et al., "Going deeper with Image Transformers", ICCV 2021, arXiv 2103.17239.
 
@@ -71,13 +72,19 @@ class ChannelScale(nn.Module):
         3.0
     """
 
-    def __init__(self, channels: int, axes: int, initial: float = 0.1) -> None:
+    def __init__(self, channels: int, axes: int, initial: float = 0.1, *, bias: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.full((channels, *(1,) * axes), initial))
+        shape = (channels, *(1,) * axes)
+        self.weight = nn.Parameter(torch.full(shape, initial))
+        self.bias = nn.Parameter(torch.zeros(shape)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, *size)`` to the same shape."""
-        return x * self.weight
+        """``(N, C, *size)``, or ``(..., C)`` without spatial axes, to the same shape."""
+        return x * self.weight if self.bias is None else torch.addcmul(self.bias, x, self.weight)
+
+    def extra_repr(self) -> str:
+        """Channels, for a reader."""
+        return f"{self.weight.shape[0]}, axes={self.weight.dim() - 1}, bias={self.bias is not None}"
 
 
 @final
