@@ -116,6 +116,37 @@ def test_what_pays_only_together_goes_into_all_readers(readers: int) -> None:
     assert all(isinstance(layer, nn.Linear) for layer in fused.heads)
 
 
+class PooledTokens(nn.Module):
+    """Keys and values of means over tokens, normed channels first; one more reader takes them as they are."""
+
+    def __init__(self, direct: bool = False) -> None:
+        super().__init__()
+        self.pool, self.norm = nn.AvgPool1d(2, 2), nn.BatchNorm1d(16)
+        self.keys, self.values = nn.Linear(16, 8), nn.Linear(16, 16, bias=False)
+        self.direct = nn.Conv1d(16, 8, 1) if direct else None
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        first = self.norm(self.pool(x.transpose(1, 2)))
+        y = first.transpose(1, 2)
+        found = [torch.tanh(self.keys(y).flatten(1)), torch.tanh(self.values(y).flatten(1))]
+        return torch.cat(found if self.direct is None else [*found, torch.tanh(self.direct(first).flatten(1))], 1)
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_the_norm_of_a_pool_goes_into_all_readers(direct: bool) -> None:
+    fused = becomes(wide(PooledTokens(direct)), torch.randn(2, 8, 16, dtype=torch.float64), layers=4 if direct else 2)
+    assert isinstance(fused.pool, nn.Conv1d if direct else nn.AvgPool1d)
+
+
+def test_the_norm_of_a_pool_that_is_also_read_otherwise_becomes_one_convolution_with_it() -> None:
+    class Gated(PooledTokens):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(self.pool(x.transpose(1, 2)))
+            return self.keys(y.transpose(1, 2)).transpose(1, 2) * torch.sigmoid(y[:, :8])
+
+    becomes(wide(Gated()), torch.randn(2, 8, 16, dtype=torch.float64), layers=3)
+
+
 def test_a_reader_more_keeps_the_norm_where_it_is() -> None:
     class Read(Tokens):
         def forward(self, x: Tensor) -> Tensor:

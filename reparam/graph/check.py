@@ -71,17 +71,18 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
         inputs: dict[Value, Tensor] = {}
         with torch.no_grad():
             if before:
-                (member,) = members
                 source = next(iter(plan.formulas[norm].terms))
                 space = plan.known.spaces[norm]
                 places = [outputs + 2 + axis % 2 for axis in range(space.axes)]
                 shape = [2, space.channels, *places] if space.axes else _tokens(plan, norm, space.channels)
                 start = {source: torch.randn(shape, generator=generator, dtype=torch.float64)}
-                wanted = Evaluation(start, modules).value(member)
-                skipped = Evaluation({**start, norm: start[source]}, modules)
-                wrap = next(w for w in plan.wraps[member] if w.norm is norm)
-                assert wrap.root is not None
-                found, _ = evaluate(formulas[member], {wrap.root: skipped.value(wrap.root)})
+                whole, skipped = Evaluation(start, modules), Evaluation({**start, norm: start[source]}, modules)
+                pairs = []
+                for member in members:
+                    wrap = next(w for w in plan.wraps[member] if w.norm is norm)
+                    assert wrap.root is not None
+                    result, _ = evaluate(formulas[member], {wrap.root: skipped.value(wrap.root)})
+                    pairs.append((whole.value(member), result))
             else:
                 for formula in formulas.values():
                     for root, conv in formula.terms.items():
@@ -89,15 +90,15 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
                         shape = [2, conv.in_channels] if conv.axes else _tokens(plan, root, conv.in_channels)
                         shape += [length(conv, axis, outputs + extra, trial) for axis in range(conv.axes)]
                         inputs.setdefault(root, torch.randn(shape, generator=generator, dtype=torch.float64))
-                wanted = Evaluation(inputs, modules).value(norm)
                 new: dict[Value, Tensor] = {}
                 for member, formula in formulas.items():
                     new[member], _ = evaluate(formula, {r: inputs[r] for r in formula.terms if isinstance(r, Value)})
                 (last,) = plan.formulas[norm].terms
-                found = Evaluation({**inputs, **new}, modules).value(last)
-        if wanted.shape != found.shape:
-            return float("inf")
-        worst = max(worst, float((wanted - found).abs().max() / (wanted.abs().max() + 1e-300)))
+                pairs = [(Evaluation(inputs, modules).value(norm), Evaluation({**inputs, **new}, modules).value(last))]
+        for wanted, found in pairs:
+            if wanted.shape != found.shape:
+                return float("inf")
+            worst = max(worst, float((wanted - found).abs().max() / (wanted.abs().max() + 1e-300)))
     return worst
 
 

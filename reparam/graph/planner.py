@@ -43,12 +43,12 @@ class _Planner:
         for turn in range(8):
             changed = False
             for value in order:
-                if value not in self.plan.inlined and (turn or not self._is_partial_sum(value)):
+                if value not in self.plan.inlined and not self._can_wait(value, turn):
                     changed |= self._improve(value)
             for value in order:
                 if value not in self.plan.inlined and len(self.draft.readers.get(value, ())) > 1:
                     changed |= spreading.spread(value)
-            if not changed:
+            if not changed and turn:
                 break
         for value, operation in self.plan.operations.items():
             if operation.generated and value not in self.plan.inlined and value not in self.plan.places:
@@ -57,6 +57,9 @@ class _Planner:
         for value in order:
             if value not in self.plan.inlined:
                 through.absorb(value)
+        for value in order:
+            if value not in self.plan.inlined and value not in self.plan.wraps and self._is_norm_of_pool(value):
+                self._improve(value)
         for value in list(self.plan.places):
             if self._is_wasteful(value):
                 self.draft.take_back(value)
@@ -80,6 +83,14 @@ class _Planner:
             self.plan.alone[value] = where.at(value.path, value.name)
         else:
             self.plan.places[value] = where
+
+    def _can_wait(self, value: Value, turn: int) -> bool:
+        """Whether a reader may have a better use for a value: another sum, or convolutions for a norm of a pool."""
+        return self._is_norm_of_pool(value) or (turn == 0 and self._is_partial_sum(value))
+
+    def _is_norm_of_pool(self, value: Value) -> bool:
+        operations = self.plan.operations
+        return operations[value].norm and any(r in operations and operations[r].pool for r in operations[value].terms)
 
     def _is_partial_sum(self, value: Value) -> bool:
         """Whether a sum goes into one other sum as it is: the other one is looked at first."""

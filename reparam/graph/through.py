@@ -41,7 +41,7 @@ class Through:
             back: list[tuple[Value, Wrap]] | Refusal = Refusal("norm", "")
         else:
             back = producers(norm, root, spaces, operations, self._reading)
-        for found in (back, consumer(norm, spaces, operations)):
+        for found in (back, consumers(norm, spaces, operations)):
             if isinstance(found, Refusal):
                 if found.condition:
                     self._refuse_norm(norm, found)
@@ -140,26 +140,31 @@ def producers(
     return found
 
 
-def consumer(norm: Value, spaces: Spaces, operations: Mapping[Value, Operation]) -> list[tuple[Value, Wrap]] | Refusal:
-    """The operation behind the passages in front of which ``norm`` stands."""
-    value, passages = norm, []
-    while True:
+def consumers(norm: Value, spaces: Spaces, operations: Mapping[Value, Operation]) -> list[tuple[Value, Wrap]] | Refusal:
+    """The operations behind the passages in front of which ``norm`` stands, each of which takes it over."""
+    found: list[tuple[Value, Wrap]] = []
+    pending: list[tuple[Value, tuple[Value, ...]]] = [(norm, ())]
+    while pending:
+        value, passages = pending.pop()
         readers = [user for user in value.users if not _only_shape(user, value)]
+        if value.returned and readers:
+            return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is also a result")
         if not readers:
             return Refusal("norm", "nothing linear lies in front of it, and its value is a result")
-        if len(readers) != 1 or value.returned:
-            return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is read more than once")
-        (user,) = readers
-        if user in operations and not operations[user].carries:
-            break
-        inputs = _inputs(user, spaces, operations)
-        if inputs is None or len(inputs) != 1 or inputs[0][0] is not value:
-            return Refusal("norm", f"{user.name} at {user.path or 'the root'} lies behind it and is not linear")
-        passages.append(user)
-        value = user
-    if value not in operations[user].terms or not passages:
-        return Refusal("norm", "nothing linear lies behind it")
-    return [(user, Wrap(norm, 0, spaces[norm].channels, value, tuple(passages)))]
+        for user in readers:
+            if user in operations and not operations[user].carries:
+                if value not in operations[user].terms:
+                    return Refusal("norm", "nothing linear lies behind it")
+                found.append((user, Wrap(norm, 0, spaces[norm].channels, value, passages)))
+                continue
+            inputs = _inputs(user, spaces, operations)
+            if inputs is None or len(inputs) != 1 or inputs[0][0] is not value:
+                return Refusal("norm", f"{user.name} at {user.path or 'the root'} lies behind it and is not linear")
+            pending.append((user, (*passages, user)))
+    direct = next((user for user, wrap in found if not wrap.passages), None)
+    if direct is not None and len(found) > 1:
+        return Refusal("used_elsewhere", f"its value is also read by {direct.name} at {direct.path}")
+    return found if direct is None else Refusal("norm", "nothing linear lies behind it")
 
 
 def _inputs(value: Value, spaces: Spaces, operations: Mapping[Value, Operation]) -> list[tuple[Value, int]] | None:
