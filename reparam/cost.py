@@ -5,7 +5,7 @@ the number gets smaller. Sizes are relative: elements per channel at the resolut
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Final, final
 
@@ -105,10 +105,13 @@ def affine_work(formula: Affine, sizes: Mapping[Any, float], size_out: float) ->
     return work + Work(traffic=3 * channels * size_out * extra, launches=extra)
 
 
-def operation_work(formula: Affine, sizes: Mapping[Any, float], size_out: float, passes: bool = False) -> Work:
+def operation_work(
+    formula: Affine, sizes: Mapping[Any, float], size_out: float, *, passes: bool = False, copies: bool = False
+) -> Work:
     """Work of one operation as it stands in a net: one launch, whatever its formula.
 
-    ``passes`` says that it runs even where its formula is the identity, as ``x + 0`` does and ``nn.Identity`` does not.
+    ``passes`` says that it runs even where its formula is the identity, as ``x + 0`` does and ``nn.Identity`` does not;
+    ``copies`` that it only copies elements, as a pad does, and multiplies nothing.
     """
     convs = [(root, conv) for root, conv in formula.terms.items() if not conv.identity]
     if len(formula.terms) == 1:
@@ -118,9 +121,9 @@ def operation_work(formula: Affine, sizes: Mapping[Any, float], size_out: float,
         ((root, conv),) = convs
         if conv.moves:
             return Work(launches=1)  # a view
-        work = conv_work(conv, formula.biased, sizes[root], size_out, conv.taps > 1 and _bent(conv))
-        copies = conv.taps == 1 and not conv.pointwise and conv.groups == conv.in_channels == conv.out_channels
-        return Work(0.0, work.traffic, work.parameters, work.launches) if copies else work  # a pad multiplies nothing
+        if copies:
+            return replace(conv_work(conv, formula.biased, sizes[root], size_out), macs=0.0)
+        return conv_work(conv, formula.biased, sizes[root], size_out, _bent(conv))
     channels = formula.channels or 1
     if convs and all(conv.moves for _, conv in convs):  # each part is copied
         copied = sum(conv.in_channels * sizes[root] for root, conv in convs)

@@ -27,7 +27,7 @@ class Nearness:
     def __init__(self, plan: NetPlan, cost: Cost) -> None:
         self.plan = plan
         untouched = {value: formula for value, formula in plan.formulas.items() if value not in plan.places}
-        self.worth = Worth(cost, plan.sizes, untouched)
+        self.worth = Worth(cost, plan.sizes, untouched, plan.operations)
 
     def pair(self, refusal: Refusal, value: Value, reader: Value) -> Refusal:
         """The refusal to put ``value`` into ``reader``, marked if it is a near miss."""

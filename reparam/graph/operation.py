@@ -29,6 +29,7 @@ class Operation:
         looked_at: whether its shape is read, so that a value of the same shape, or batch, must take its place.
         arithmetic: whether it is a sum or product written out: no reason for a convolution by itself, and a pass over
             the tensor also where the formula is the identity (``x + 0``).
+        copies: whether it copies elements and multiplies none: a pad, a slice.
         pool: whether it is a mean over windows.
     """
 
@@ -42,6 +43,7 @@ class Operation:
     assumed_rank: int | None = None
     looked_at: bool = False
     arithmetic: bool = False
+    copies: bool = False
     pool: bool = False
 
     @property

@@ -32,8 +32,7 @@ class _Planner:
     def __init__(self, draft: Draft, cost: Cost) -> None:
         self.draft = draft
         self.plan = draft.plan
-        passes = {value for value, operation in self.plan.operations.items() if operation.arithmetic}
-        self.worth = Worth(cost, self.plan.sizes, self.draft.original, passes)
+        self.worth = Worth(cost, self.plan.sizes, self.draft.original, self.plan.operations)
         self.behind = Behind(self.draft, self.worth)
         self.pruning = Pruning(self.draft, self.worth)
 

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from reparam.algebra import Affine, Conv
-from reparam.cost import affine_work, operation_work
+from reparam.cost import affine_work
 from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.placing import Mode
 from reparam.graph.shapes import Shape
 from reparam.graph.weights_read import WeightsRead
+from reparam.graph.worth import work_as_it_stands
 from reparam.report import Footprint, Kernel, Kind, Region, Step
 
 
@@ -42,7 +43,7 @@ class Describer:
         formula = Affine({}) if value in plan.dropped else plan.formulas[value]
         macs = 0.0
         for member, share in members.items():
-            work = operation_work(plan.operations[member].structure, plan.sizes, plan.sizes[member])
+            work = work_as_it_stands(plan.operations[member], plan.sizes, plan.sizes[member])
             macs += work.macs * share
         work_after = affine_work(formula, plan.sizes, plan.sizes[value])
         scale = plan.sizes[value] or 1.0
@@ -134,7 +135,8 @@ def _footprints(
     macs, written = 0.0, 0.0
     for member, share in members.items():
         formula = plan.operations[member].structure
-        macs += operation_work(formula, _positions(formula, shapes), _elements(shapes[member], formula)).macs * share
+        sizes = _positions(formula, shapes), _elements(shapes[member], formula)
+        macs += work_as_it_stands(plan.operations[member], *sizes).macs * share
         computes = plan.operations[member].bias is not None or not all(c.identity for c in formula.terms.values())
         if computes or len(formula.terms) > 1:
             written += torch.Size(shapes[member]).numel() * share
