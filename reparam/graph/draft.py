@@ -88,7 +88,7 @@ class Draft:
 
     def ok(self, value: Value) -> bool:
         """Whether a value is affine and still there."""
-        return value in self.plan.operations and value not in self.plan.inlined
+        return value in self.plan.operations and not self.plan.gone(value)
 
     def may_vanish(self, value: Value) -> Refusal | None:
         """Why a value must be computed, whoever reads it; None if it need not."""

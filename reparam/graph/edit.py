@@ -97,7 +97,7 @@ class Edit:
         """Discarded results and assertions about values that vanish."""
         gone: set[Value] = set()
         for plan in {fused.plan for fused in self.regions}:
-            gone |= set(plan.inlined)
+            gone |= plan.inlined.keys() | plan.handed.keys()
         tainted: set[fx.Node] = set()
         for node in self.frame.trace.graph.nodes:
             value = inside.get(node)

@@ -43,13 +43,13 @@ def _of_net(plan: NetPlan, nearness: Nearness) -> Iterator[Refusal]:
         explained.add(reader)
         yield nearness.pair(refusal, value, reader)
     for reader, operation in plan.operations.items():
-        if len(operation.terms) > 1 and reader not in explained and reader not in plan.inlined:
+        if len(operation.terms) > 1 and reader not in explained and not plan.gone(reader):
             apart = _why_apart(plan, reader)
             if apart is not None:
                 yield nearness.pair(apart[1], apart[0], reader)
     touching = _touching(plan)
     for value, operation in plan.operations.items():
-        if operation.norm and not any(value in done for done in (plan.inlined, plan.places, plan.dropped)):
+        if operation.norm and not plan.gone(value) and value not in plan.places and value not in plan.dropped:
             yield _lonely(plan, value, touching, nearness)
 
 
@@ -78,7 +78,7 @@ def _why_apart(plan: NetPlan, reader: Value) -> tuple[Value, Refusal] | None:
     reached: dict[Value, set[Value]] = {summand: {summand} for summand in summands}
     formula: Affine = plan.formulas[reader]
     for _ in range(STEPS):
-        inside = [r for r in formula.terms if isinstance(r, Value) and r in plan.operations and r not in plan.inlined]
+        inside = [r for r in formula.terms if isinstance(r, Value) and r in plan.operations and not plan.gone(r)]
         if not inside:
             return None
         root = max(inside, key=lambda value: value.index)
@@ -97,7 +97,7 @@ def _why_apart(plan: NetPlan, reader: Value) -> tuple[Value, Refusal] | None:
 
 def _stands(plan: NetPlan, value: Value, reader: Value, refusal: Refusal) -> bool:
     """Whether a refused pair is still there, and both do something."""
-    gone = any(v in plan.inlined or plan.operations[v].hands_on for v in (value, reader))
+    gone = any(plan.gone(v) or plan.operations[v].hands_on for v in (value, reader))
     return not gone and refusal.rule != "boundary"
 
 

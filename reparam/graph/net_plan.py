@@ -24,6 +24,7 @@ class NetPlan:
         boundaries: values that could be linear and are not, with the reason.
         formulas: current formula of every affine value.
         inlined: values that disappear.
+        handed: norms that others took over through passages: each hands on its input.
         places: where each changed value is emitted.
         refusals: what was tried and refused, by value and reader.
         sizes: relative spatial elements of each value.
@@ -42,6 +43,7 @@ class NetPlan:
     formulas: dict[Value, Affine]
     sizes: dict[Value, float]
     inlined: dict[Value, None] = field(default_factory=dict)
+    handed: dict[Value, None] = field(default_factory=dict)
     places: dict[Value, Place] = field(default_factory=dict)
     refusals: dict[tuple[Value, Value], Refusal] = field(default_factory=dict)
     dead: set[Value] = field(default_factory=set)
@@ -50,6 +52,10 @@ class NetPlan:
     groups: list[tuple[Value, list[Value]]] = field(default_factory=list)
     alone: dict[Value, Refusal] = field(default_factory=dict)
     dropped: list[Value] = field(default_factory=list)
+
+    def gone(self, value: Value) -> bool:
+        """Whether nothing computes a value any more as it was."""
+        return value in self.inlined or value in self.handed
 
     def changed(self) -> list[Value]:
         """Materialised values into which others disappeared, in order of execution."""

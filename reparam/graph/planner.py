@@ -57,7 +57,7 @@ class _Planner:
             if value not in self.plan.inlined:
                 through.absorb(value)
         for value in order:
-            if value not in self.plan.inlined and value not in self.plan.wraps and self._is_norm_of_pool(value):
+            if not self.plan.gone(value) and value not in self.plan.wraps and self._is_norm_of_pool(value):
                 self._improve(value)
         for value in list(self.plan.places):
             if self._is_wasteful(value):

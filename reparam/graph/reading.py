@@ -14,19 +14,22 @@ from reparam.graph.proxy import PLAIN, Traced, has_traced
 from reparam.graph.tracer import Tracer
 
 _TENSOR: Final = torch.empty(0, device="meta")
+FACTORIES: Final = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "zeros")
 RANK_CHECK: Final = "_check_input_dim"
 SIZED: Final = ("expand", "new_empty", "new_full", "new_ones", "new_zeros", "repeat", "reshape", "tile", "view")
 ACTIVE: Final[list[Tracer]] = []  # the last one is at work
 
 
 @contextmanager
-def traced_builtins(opens: bool) -> Iterator[None]:
+def traced_builtins(opens: bool, numbers: bool) -> Iterator[None]:
     """While it lasts, ``len``, ``max`` and ``min`` of a traced value are traced, and a traced tensor is a ``Tensor``.
 
     Args:
         opens: whether functions marked by ``torch.fx.wrap`` are looked into.
+        numbers: whether ``int`` and ``float`` of a traced value are traced; they are classes, which code may compare.
     """
     plain_len, plain_isinstance, plain_max, plain_min = builtins.len, builtins.isinstance, builtins.max, builtins.min
+    plain_int, plain_float = builtins.int, builtins.float
 
     def traced_len(value: Any) -> Any:
         if type(value) is not Traced:
@@ -46,11 +49,14 @@ def traced_builtins(opens: bool) -> Iterator[None]:
     ]
     builtins.len, builtins.isinstance = traced_len, traced_isinstance
     builtins.max, builtins.min = _one_operation(plain_max), _one_operation(plain_min)
+    if numbers:
+        builtins.int, builtins.float = _number(plain_int), _number(plain_float)  # type: ignore[misc, assignment]
     for scope, name, function in wrapped:
         scope[name] = _one_operation(function)
     try:
         yield
     finally:
+        builtins.int, builtins.float = plain_int, plain_float  # type: ignore[misc, assignment]
         builtins.len, builtins.isinstance = plain_len, plain_isinstance
         builtins.max, builtins.min = plain_max, plain_min
         for scope, name, function in wrapped:
@@ -66,6 +72,31 @@ def _one_operation(function: Callable[..., Any]) -> Callable[..., Any]:
         return ACTIVE[-1].create_proxy("call_function", function, args, kwargs)
 
     return call
+
+
+def _number(kind: type) -> type:
+    """A stand-in for ``int`` or ``float`` that makes an operation of a call on a traced value."""
+
+    class Kind(type):
+        def __call__(cls, *args: Any) -> Any:
+            return _one_operation(kind)(*args)
+
+        def __instancecheck__(cls, value: object) -> bool:
+            return isinstance(value, kind)
+
+        def __subclasscheck__(cls, other: type) -> bool:
+            return issubclass(other, kind)
+
+        def __eq__(cls, other: object) -> bool:
+            return other is cls or other is kind
+
+        def __hash__(cls) -> int:
+            return hash(kind)
+
+        def __getattr__(cls, name: str) -> Any:
+            return getattr(kind, name)
+
+    return Kind(kind.__name__, (), {})
 
 
 def _sized(name: str) -> Callable[..., Any]:
@@ -119,6 +150,9 @@ def reading() -> Iterator[None]:
         setattr(kind, RANK_CHECK, _unless_traced(check))
     for name in SIZED:
         setattr(Tensor, name, _sized(name))
+    factories = {name: getattr(torch, name) for name in FACTORIES}
+    for name, factory in factories.items():
+        setattr(torch, name, _while_reading(factory))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a user's forward warns about was said when it first ran
@@ -131,6 +165,14 @@ def reading() -> Iterator[None]:
             setattr(kind, RANK_CHECK, check)
         for name in SIZED:
             delattr(Tensor, name)
+        for name, factory in factories.items():
+            setattr(torch, name, factory)
+
+
+def _while_reading(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of sizes: one operation where some of them are traced."""
+    traced = _one_operation(factory)
+    return lambda *args, **kwargs: traced(*args, **kwargs) if ACTIVE else factory(*args, **kwargs)
 
 
 def _unless_traced(check: Callable[[nn.Module, Any], None]) -> Callable[[nn.Module, Any], None]:

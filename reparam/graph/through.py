@@ -65,7 +65,7 @@ class Through:
         before = {norm: self.plan.formulas[norm]} | {value: self.plan.formulas[value] for value, _ in found}
         after: dict[Value, Affine] = {}
         for value, wrap in found:
-            if value in self.plan.inlined or value in after:
+            if self.plan.gone(value) or value in after:
                 return Refusal("used_elsewhere", f"{value.name} at {value.path} became part of another operation")
             stays = self.draft.stays(value)
             if stays is not None:
@@ -110,7 +110,7 @@ class Through:
             where = places[value]
             self.plan.places[value] = replace(where, passed=(*where.passed, *self._own(norm)))
         self.plan.groups.append((norm, [value for value, _ in found]))
-        self.plan.inlined[norm] = None
+        self.plan.handed[norm] = None
         self.plan.places.pop(norm, None)
         return None
 

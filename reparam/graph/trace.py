@@ -20,6 +20,7 @@ from reparam.graph.snapshot import Snapshot
 from reparam.graph.tracer import Tracer, current_mode
 from reparam.graph.unread import Unread, first_line, place_of, raised_by_user
 
+ASKS_FOR_NUMBERS: Final = ("TypeError: int()", "TypeError: float()")
 MOST_ATTEMPTS: Final = 64  # each condition that is an assertion costs one
 
 
@@ -79,9 +80,12 @@ def trace(
     refused = _not_python(module)
     if refused is not None:
         return refused
-    result = _follow(module, arguments, examples, on_node, method, opens=True)
+    result = _follow(module, arguments, examples, on_node, method)
+    numbers = isinstance(result, Unread) and result.reason.startswith(ASKS_FOR_NUMBERS)
+    if numbers:
+        result = _follow(module, arguments, examples, on_node, method, numbers=True)
     if isinstance(result, Unread):
-        closed = _follow(module, arguments, examples, on_node, method, opens=False)
+        closed = _follow(module, arguments, examples, on_node, method, opens=False, numbers=numbers)
         return closed if isinstance(closed, Trace) else result
     return result
 
@@ -93,14 +97,15 @@ def _follow(
     on_node: Callable[[fx.Node], None] | None,
     method: str,
     *,
-    opens: bool,
+    opens: bool = True,
+    numbers: bool = False,
 ) -> Trace | Unread:
     """Read a forward along the one outcome of its conditions that does not raise."""
     found: tuple[Trace, list[bool]] | None = None
     answers: list[bool] = []
     for _ in range(MOST_ATTEMPTS):
         tracer = Tracer(module, examples, answers, on_node)
-        tracer.opens = opens
+        tracer.opens, tracer.numbers = opens, numbers
         result = _attempt(tracer, arguments, method)
         answers = tracer.answers[: len(tracer.asked)]
         if not isinstance(result, _Raised):
@@ -158,7 +163,7 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
                     values[name] = filled(spec, placeholder)
             ACTIVE.append(tracer)
             try:
-                with traced_builtins(tracer.opens):
+                with traced_builtins(tracer.opens, tracer.numbers):
                     result = _call(getattr(module, method), values)
                 output = tracer.create_arg(result)
             finally:

@@ -54,6 +54,7 @@ class Tracer(fx.Tracer):
         self.touched: set[str] = set()
         self.specialised = False
         self.opens = True  # functions marked by torch.fx.wrap
+        self.numbers = False  # int and float of traced values
         self.recast = ""
 
     def release(self) -> None:
