@@ -444,7 +444,8 @@ class Forward:
     # -- the whole ---------------------------------------------------------------------------------
 
     def build(self, statements: int, outputs: bool) -> Made:
-        kinds = [self.branches] * 5 + [self.layer] * 4 + [self.arithmetic] * 2 + [self.write, self.condition] + [self.join] * 2
+        kinds = [self.branches] * 5 + [self.layer] * 4 + [self.arithmetic] * 2
+        kinds += [self.write, self.condition, self.join, self.join]
         self.branches()
         for _ in range(statements - 1):
             self.rng.choice(kinds)()

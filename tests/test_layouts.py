@@ -147,6 +147,38 @@ def test_the_norm_of_a_pool_that_is_also_read_otherwise_becomes_one_convolution_
     becomes(wide(Gated()), torch.randn(2, 8, 16, dtype=torch.float64), layers=3)
 
 
+def test_what_a_norm_reads_may_not_be_written_before_the_layer_that_takes_it_over() -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.layer, self.act = nn.BatchNorm1d(8), nn.Linear(8, 6), nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x * torch.sigmoid(x)
+            y = self.norm(x)
+            z = self.act(x)
+            return torch.tanh(self.layer(y.permute(0, 2, 1))) + z.mean()
+
+    becomes(wide(Written()), torch.randn(2, 8, 5, dtype=torch.float64), layers=1, norms=1)
+
+
+class Turned(nn.Module):
+    """Convolutions around a layer that has the channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 4, 1)
+        self.layer, self.norm = nn.Linear(6, 6), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).permute(0, 2, 3, 1)
+        return self.last(self.norm(self.layer(y).permute(0, 3, 1, 2)))
+
+
+def test_a_layer_between_two_orders_is_part_of_a_chain_of_convolutions() -> None:
+    becomes(wide(Turned()), torch.randn(2, 6, 5, 7, dtype=torch.float64), layers=1)
+
+
 def test_a_reader_more_keeps_the_norm_where_it_is() -> None:
     class Read(Tokens):
         def forward(self, x: Tensor) -> Tensor:

@@ -2436,9 +2436,76 @@ class SizesOfTensors(Two):
         return y + self.token.repeat(n, 1, 1, 1)
 
 
-@pytest.mark.parametrize("net", [RanksAndSizesInConditions, SameOnEitherSide, SizesOfTensors])
+class SizesAsNumbers(Two):
+    """Sizes as numbers, and tensors that functions make of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        side = max((math.ceil(float(h) / 2) - 1) * 2 + 3 - h, 0)
+        x = F.pad(x, [0, 0, side // 2, side - side // 2])
+        y = self.a(x) + self.b(x)
+        rows = torch.zeros(n, C, y.shape[2], int(w * 0.5), dtype=x.dtype, device=x.device)
+        steps = torch.arange(y.shape[2], dtype=x.dtype, device=x.device)[:, None]
+        return torch.cat([y + steps, rows + isinstance(C, int)], 3)
+
+
+@pytest.mark.parametrize("net", [RanksAndSizesInConditions, SameOnEitherSide, SizesOfTensors, SizesAsNumbers])
 def test_conditions_that_are_assertions_or_change_nothing(net: type[nn.Module]) -> None:
     is_read(net(), convs=1)
+
+
+# --- what a forward asks its children -------------------------------------------------------------
+
+
+def thin() -> nn.Sequential:
+    """One number per channel, as a convolution and a norm: fused, it takes the place of the container."""
+    return nn.Sequential(nn.Conv2d(C, C, 1, groups=C, bias=False), nn.BatchNorm2d(C))
+
+
+class AsksForTheClassOfABlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = thin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) * 3 if isinstance(self.block, nn.Sequential) else x
+
+
+class AsksForAWeight(AsksForTheClassOfABlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if hasattr(self.block, "weight") else self.block(x) * 3
+
+
+class AsksForTheClassOfANorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.relu(layer(x)) if isinstance(layer, nn.BatchNorm2d) else layer(x)
+        return x
+
+
+class AsksForABias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(C, C, 3, padding=1, bias=False), nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        return torch.relu(y) if self.conv.bias is None else y
+
+
+@pytest.mark.parametrize(
+    "net", [AsksForTheClassOfABlock, AsksForAWeight, AsksForTheClassOfANorm, AsksForABias], ids=lambda net: net.__name__
+)
+def test_answers_of_children_stay_what_they_were(net: type[nn.Module]) -> None:
+    stays_right(net(), call(X))
+
+
+def test_a_forward_that_asks_is_generated_anew_where_that_helps() -> None:
+    is_read(AsksForTheClassOfANorm(), call(X), convs=1)
 
 
 @torch.fx.wrap

@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from reparam.algebra import Border, Conv
+from reparam.algebra import Affine, Border, Conv
 from reparam.algebra.groups import densify, rows
 from reparam.graph.guard import OfLengths
 from reparam.nn.parts import ChannelScale
@@ -65,6 +65,14 @@ def build(
     if conv.remainders is not None:
         steps.insert(0, OfLengths(conv.stride, conv.remainders))
     return module.eval() if len(steps) == 1 else nn.Sequential(*steps).eval()
+
+
+def kind_of(formula: Affine) -> type[nn.Module]:
+    """The class of what takes the place of a module with one input."""
+    (conv,) = formula.terms.values()
+    with torch.device("meta"):
+        module, pad = _shell(conv, formula.biased, beside=False)
+    return type(module) if pad is None and conv.remainders is None else nn.Sequential
 
 
 def _rounded(values: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import final
 
+from torch import nn
+
 from reparam.algebra import Affine, Refusal, substitute
 from reparam.graph.calls import name_of
 from reparam.graph.channels import SPLITS
@@ -177,7 +179,8 @@ class Draft:
             if not operation.norm or value.module is None or value.users or value.returned or not pure(value):
                 continue
             where = Place(value, Mode.SWAP, {}, ())
-            if not self.site.replaceable(value) and not self.site.exposed([value], [], where):
+            kept = self.site.replaceable(value) or self.site.mistaken(value.module, lambda: nn.Identity)
+            if not kept and not self.site.exposed([value], [], where):
                 self.plan.dropped.append(value)
 
     def take_back(self, reader: Value) -> None:

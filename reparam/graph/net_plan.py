@@ -78,12 +78,34 @@ class NetPlan:
 
 def numbers(operations: Mapping[Value, Operation], inlined: Iterable[Value], value: Value) -> Affine:
     """The formula of ``value`` with weights, the formulas of ``inlined`` put in."""
+    chosen = inlined if isinstance(inlined, dict) else dict.fromkeys(inlined)
     done: dict[Value, Affine] = {}
-    for v in (*absorbed(operations, inlined, value), value):
+    result: Affine | Refusal = Affine({})
+    for v in (*absorbed(operations, chosen, value), value):
         formula = operations[v].numbers()
         inner = {source: done[source] for source in formula.terms if source in done}
         result = substitute(formula, inner, trusted=True) if inner else formula
-        if isinstance(result, Refusal):
-            raise AssertionError(f"a planned formula cannot be computed: {result}")
-        done[v] = result
-    return done[value]
+        if isinstance(result, Refusal) or any(root in chosen for root in result.terms):
+            result = _from_outside(operations, chosen, v)
+        if isinstance(result, Affine):
+            done[v] = result
+    if isinstance(result, Refusal):
+        raise AssertionError(f"a planned formula cannot be computed: {result}")
+    return result
+
+
+def _from_outside(
+    operations: Mapping[Value, Operation], inlined: Mapping[Value, None], value: Value
+) -> Affine | Refusal:
+    """The same, one operation after the other from the last to the first.
+
+    A layer between two changes of layout is a convolution, and a part of the three behind a convolution is none.
+    """
+    formula: Affine | Refusal = operations[value].numbers()
+    while isinstance(formula, Affine):
+        inside = [root for root in formula.terms if isinstance(root, Value) and root in inlined]
+        if not inside:
+            break
+        last = max(inside, key=lambda root: root.index)
+        formula = substitute(formula, {last: operations[last].numbers()}, trusted=True)
+    return formula

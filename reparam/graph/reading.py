@@ -40,7 +40,10 @@ def traced_builtins(opens: bool, numbers: bool) -> Iterator[None]:
     def traced_isinstance(value: Any, kinds: Any) -> bool:
         if type(value) is Traced and not value.node.meta.get(PLAIN) and plain_isinstance(_TENSOR, kinds):
             return True
-        return plain_isinstance(value, kinds)
+        answer = plain_isinstance(value, kinds)
+        if plain_isinstance(value, nn.Module):
+            ACTIVE[-1].on_kind(value, kinds, answer)
+        return answer
 
     wrapped = [
         (scope, name, scope[name])
@@ -56,7 +59,7 @@ def traced_builtins(opens: bool, numbers: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        builtins.int, builtins.float = plain_int, plain_float  # type: ignore[misc, assignment]
+        builtins.int, builtins.float = plain_int, plain_float  # type: ignore[misc]
         builtins.len, builtins.isinstance = plain_len, plain_isinstance
         builtins.max, builtins.min = plain_max, plain_min
         for scope, name, function in wrapped:
@@ -122,9 +125,16 @@ def reading() -> Iterator[None]:
         return ACTIVE[-1].on_call(module, lambda *a, **k: call(module, *a, **k), args, kwargs)
 
     def traced_getattr(module: nn.Module, name: str) -> Any:
-        value = getattr_(module, name)
-        if ACTIVE:
-            ACTIVE[-1].on_read(module, name, value)
+        if not ACTIVE:
+            return getattr_(module, name)
+        try:
+            value: Any = getattr_(module, name)
+        except AttributeError:
+            ACTIVE[-1].on_lack(module, name)
+            raise
+        if value is None:
+            ACTIVE[-1].on_lack(module, name)
+        ACTIVE[-1].on_read(module, name, value)
         return value
 
     rank_checks = {

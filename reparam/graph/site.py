@@ -2,8 +2,8 @@
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, final
 
 from torch import fx, nn
 
@@ -17,6 +17,22 @@ from reparam.graph.placing import Mode, Place, Site
 from reparam.graph.source import fixed_signature
 from reparam.graph.swap import carried
 
+TAKEN: Final = frozenset(
+    (
+        "bias",
+        "dilation",
+        "groups",
+        "in_channels",
+        "in_features",
+        "kernel_size",
+        "out_channels",
+        "out_features",
+        "padding",
+        "stride",
+        "weight",
+    )
+)
+
 
 @final
 class Limits:
@@ -28,6 +44,14 @@ class Limits:
         self.entries = EntryPoints()
         self._editable: dict[Frame, str] = {}
         self._exposed = _exposed(reading)
+        self._kinds: dict[int, list[tuple[Any, bool, str]]] = {}
+        self._lacking: dict[int, dict[str, str]] = {}
+        for frame in (frame for net in reading.nets for frame in net.frames):
+            where = frame.path or "the model"
+            for module, kinds, answer in frame.trace.kinds:
+                self._kinds.setdefault(id(module), []).append((kinds, answer, where))
+            for module, name in frame.trace.lacking:
+                self._lacking.setdefault(id(module), {}).setdefault(name, where)
         self._read_by_unread = {
             f"{path}.{name.rpartition('.')[0]}" if path else name.rpartition(".")[0]: path or "the model"
             for path, unread in reading.unread.items()
@@ -44,6 +68,7 @@ class Limits:
             self._is_exposed,
             lambda value: self._replaceable(value, calls),
             lambda frame: self._container(frame, calls),
+            self._mistaken,
         )
 
     def movable(self, value: Value) -> str:
@@ -82,19 +107,22 @@ class Limits:
             return "its forward takes more than one argument"
         if _entangled(frame.path, self._exposed):
             return "its parameters are read elsewhere"
-        taken = {
-            "stride",
-            "padding",
-            "dilation",
-            "groups",
-            "kernel_size",
-            "bias",
-            "weight",
-            "in_channels",
-            "out_channels",
-        }
-        if not isinstance(frame.module, STOCK) and taken & carried(frame.module).keys():
+        if not isinstance(frame.module, STOCK) and TAKEN & carried(frame.module).keys():
             return "the module has attributes of the same names as a convolution"
+        return ""
+
+    def _mistaken(self, module: nn.Module, kind: Callable[[], type[nn.Module]]) -> str:
+        """A forward that asks for the class of a module, or for what it lacks, and would get another answer."""
+        kinds, lacking = self._kinds.get(id(module), ()), self._lacking.get(id(module), {})
+        if not kinds and not lacking:
+            return ""
+        new = kind()
+        for classes, answer, where in kinds:
+            if issubclass(new, classes) != answer:
+                return f"the forward of {where} asks for its class"
+        for name, where in lacking.items():
+            if name in TAKEN and not issubclass(new, nn.Identity):
+                return f"the forward of {where} asks for its {name}"
         return ""
 
     def _passable(self, value: Value) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import final
 
+from torch import nn
+
 from reparam.algebra import Affine, Refusal
 from reparam.graph.draft import Draft
 from reparam.graph.net import Value
@@ -74,7 +76,9 @@ class Through:
             if gone is not None:
                 return Refusal("used_elsewhere", f"{gone.name} at {gone.path} became part of another operation")
             span = sorted((value.index, norm.index))
-            moved = (value, norm, *wrap.passages)
+            moved = [value, norm, *wrap.passages]
+            if wrap.root is not None:  # what the norm reads is read later
+                moved += [root for root in self.plan.formulas[norm].terms if isinstance(root, Value)]
             if value.mode != norm.mode or not self.plan.known.effects.stable(moved, span[0], span[1]):
                 return Refusal("in_place", "memory between the two is written, or the mode changes")
             result = wrapped(self.plan.formulas[value], value, wrap, self.plan.formulas[norm])
@@ -87,6 +91,8 @@ class Through:
         if refusal is not None:
             return refusal
         reason = self.draft.site.passable(norm) if norm.module is None or self.draft.site.replaceable(norm) else ""
+        if not reason and norm.module is not None:
+            reason = self.draft.site.mistaken(norm.module, lambda: nn.Identity)
         reason = reason or self.draft.site.crossing([norm, *after, *(p for _, w in found for p in w.passages)])
         if reason:
             return Refusal("place", reason)

@@ -17,7 +17,7 @@ from reparam.graph.examples import Examples
 from reparam.graph.proxy import EXAMPLE, PLAIN
 from reparam.graph.reading import ACTIVE, traced_builtins
 from reparam.graph.snapshot import Snapshot
-from reparam.graph.tracer import Tracer, current_mode
+from reparam.graph.tracer import Kinds, Lacking, Tracer, current_mode
 from reparam.graph.unread import Unread, first_line, place_of, raised_by_user
 
 ASKS_FOR_NUMBERS: Final = ("TypeError: int()", "TypeError: float()")
@@ -38,6 +38,8 @@ class Trace:
             tracing.
         read: qualified names of the parameters and buffers that were read.
         touched: dotted paths of modules below the children that were looked at.
+        kinds: of which modules it was asked whether they are of some classes, with the answers.
+        lacking: what modules were asked for and do not have.
         modes: nodes under another autocast or gradient mode than the caller's.
         specialised: whether sizes of the example input went into the graph.
         cache: a collection of the module that the forward fills; empty if none.
@@ -51,6 +53,8 @@ class Trace:
     tensors: Mapping[str, Tensor]
     read: Mapping[int, str]
     touched: frozenset[str]
+    kinds: tuple[Kinds, ...]
+    lacking: tuple[Lacking, ...]
     modes: Mapping[fx.Node, tuple[bool, ...]]
     specialised: bool = False
     cache: str = ""
@@ -184,6 +188,8 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
         tensors=tracer.tensors,
         read=dict(tracer.read),
         touched=frozenset(tracer.touched),
+        kinds=tuple(tracer.kinds),
+        lacking=tuple(tracer.lacking),
         modes=tracer.modes,
         specialised=tracer.specialised,
         cache=snapshot.cached,

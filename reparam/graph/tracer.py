@@ -18,6 +18,8 @@ from reparam.graph.proxy import EXAMPLE, PLAIN, Traced, has_traced, is_plain, me
 from reparam.graph.unread import calling_line
 
 MOST_CONDITIONS: Final = 32
+Kinds = tuple[nn.Module, Any, bool]  # a module, classes, and whether it is one of these
+Lacking = tuple[nn.Module, str]  # a module, and the name of what it does not have
 # structures that a graph holds as they are
 EXACT: Final = (list, tuple, dict, torch.Size, immutable_list, immutable_dict)
 
@@ -52,6 +54,8 @@ class Tracer(fx.Tracer):
         self.mode = current_mode()
         self.modes: dict[fx.Node, tuple[bool, ...]] = {}
         self.touched: set[str] = set()
+        self.kinds: list[Kinds] = []
+        self.lacking: list[Lacking] = []
         self.specialised = False
         self.opens = True  # functions marked by torch.fx.wrap
         self.numbers = False  # int and float of traced values
@@ -63,6 +67,7 @@ class Tracer(fx.Tracer):
         self.examples, self.on_node = None, None
         self.tensors, self.before, self.paths = {}, {}, {}
         self.kept, self.frontier = [], []
+        self.kinds, self.lacking = [], []
 
     def path(self, module: nn.Module) -> str | None:
         """Dotted path of a descendant, searched level by level; None for a stranger."""
@@ -152,6 +157,16 @@ class Tracer(fx.Tracer):
                 self.kept.append(value)
                 if value.device.type != "meta":
                     self.before[qualified] = (value, value.detach().clone())
+
+    def on_kind(self, module: nn.Module, kinds: Any, answer: bool) -> None:
+        """Remember that the forward asked for the class of another module, and what it was told."""
+        if module is not self.root:
+            self.kinds.append((module, kinds, answer))
+
+    def on_lack(self, module: nn.Module, name: str) -> None:
+        """Remember that the forward asked another module for something that it does not have."""
+        if module is not self.root:
+            self.lacking.append((module, name))
 
     def on_call(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A child on traced values is a node; on concrete ones it just runs."""
