@@ -71,7 +71,7 @@ class Site:
     exposed: Callable[[Iterable[Value], Iterable[Value], Place], str]
     replaceable: Callable[[Value], str]
     container: Callable[[Frame], str]
-    mistaken: Callable[[nn.Module, Callable[[], type[nn.Module]]], str]
+    mistaken: Callable[[str, Callable[[], type[nn.Module]]], str]
 
 
 def place(
@@ -151,7 +151,7 @@ def _swap(
     (operand,) = operations[at].terms
     for value in path:
         kind = (lambda: kind_of(formula)) if value is at else (lambda: nn.Identity)
-        if value.module is not None and site.mistaken(value.module, kind):
+        if value.module is not None and site.mistaken(value.path, kind):
             return None
     return Place(at, Mode.SWAP, {root: operand}, tuple(v for v in path if v is not at))
 
@@ -183,13 +183,13 @@ def _edit(
     for value in passed:
         reason = site.passable(value) if value.module is None or site.replaceable(value) else ""
         if not reason and value.module is not None and value.frame is not frame:
-            reason = site.mistaken(value.module, lambda: nn.Identity)
+            reason = site.mistaken(value.path, lambda: nn.Identity)
         if reason:
             return reason
     container, behind = _covered(at, path, list(stands_for.values()), operations, inlined, dead)
     ranks = any(operations[v].assumed_rank for v in (*absorbed(operations, inlined, path[0]), path[0]))
     whole = container is not None and not ranks and not site.container(container)
-    if container is not None and whole and not site.mistaken(container.module, lambda: kind_of(formula)):
+    if container is not None and whole and not site.mistaken(container.path, lambda: kind_of(formula)):
         return Place(at, Mode.CONTAINER, stands_for, (*behind, *in_front), container)
     reason = site.passable(at)
     if reason:

@@ -16,6 +16,7 @@ from reparam.graph.options import Options
 from reparam.graph.placing import Mode, Place, Site
 from reparam.graph.source import fixed_signature
 from reparam.graph.swap import carried
+from reparam.graph.used import join
 
 TAKEN: Final = frozenset(
     (
@@ -44,14 +45,14 @@ class Limits:
         self.entries = EntryPoints()
         self._editable: dict[Frame, str] = {}
         self._exposed = _exposed(reading)
-        self._kinds: dict[int, list[tuple[Any, bool, str]]] = {}
-        self._lacking: dict[int, dict[str, str]] = {}
+        self._kinds: dict[str, list[tuple[Any, bool, str]]] = {}
+        self._lacking: dict[str, dict[str, str]] = {}
         for frame in (frame for net in reading.nets for frame in net.frames):
             where = frame.path or "the model"
-            for module, kinds, answer in frame.trace.kinds:
-                self._kinds.setdefault(id(module), []).append((kinds, answer, where))
-            for module, name in frame.trace.lacking:
-                self._lacking.setdefault(id(module), {}).setdefault(name, where)
+            for below, kinds, answer in frame.trace.kinds:
+                self._kinds.setdefault(join(frame.path, below), []).append((kinds, answer, where))
+            for below, name in frame.trace.lacking:
+                self._lacking.setdefault(join(frame.path, below), {}).setdefault(name, where)
         self._read_by_unread = {
             f"{path}.{name.rpartition('.')[0]}" if path else name.rpartition(".")[0]: path or "the model"
             for path, unread in reading.unread.items()
@@ -111,9 +112,9 @@ class Limits:
             return "the module has attributes of the same names as a convolution"
         return ""
 
-    def _mistaken(self, module: nn.Module, kind: Callable[[], type[nn.Module]]) -> str:
+    def _mistaken(self, path: str, kind: Callable[[], type[nn.Module]]) -> str:
         """A forward that asks for the class of a module, or for what it lacks, and would get another answer."""
-        kinds, lacking = self._kinds.get(id(module), ()), self._lacking.get(id(module), {})
+        kinds, lacking = self._kinds.get(path, ()), self._lacking.get(path, {})
         if not kinds and not lacking:
             return ""
         new = kind()

@@ -92,7 +92,7 @@ class Through:
             return refusal
         reason = self.draft.site.passable(norm) if norm.module is None or self.draft.site.replaceable(norm) else ""
         if not reason and norm.module is not None:
-            reason = self.draft.site.mistaken(norm.module, lambda: nn.Identity)
+            reason = self.draft.site.mistaken(norm.path, lambda: nn.Identity)
         reason = reason or self.draft.site.crossing([norm, *after, *(p for _, w in found for p in w.passages)])
         if reason:
             return Refusal("place", reason)

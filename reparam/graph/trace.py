@@ -38,8 +38,8 @@ class Trace:
             tracing.
         read: qualified names of the parameters and buffers that were read.
         touched: dotted paths of modules below the children that were looked at.
-        kinds: of which modules it was asked whether they are of some classes, with the answers.
-        lacking: what modules were asked for and do not have.
+        kinds: of which descendants it was asked whether they are of some classes, with the answers.
+        lacking: what descendants were asked for and do not have.
         modes: nodes under another autocast or gradient mode than the caller's.
         specialised: whether sizes of the example input went into the graph.
         cache: a collection of the module that the forward fills; empty if none.

@@ -18,8 +18,8 @@ from reparam.graph.proxy import EXAMPLE, PLAIN, Traced, has_traced, is_plain, me
 from reparam.graph.unread import calling_line
 
 MOST_CONDITIONS: Final = 32
-Kinds = tuple[nn.Module, Any, bool]  # a module, classes, and whether it is one of these
-Lacking = tuple[nn.Module, str]  # a module, and the name of what it does not have
+Kinds = tuple[str, Any, bool]  # path of a descendant, classes, and whether it is one of these
+Lacking = tuple[str, str]  # path of a descendant, and the name of what it does not have
 # structures that a graph holds as they are
 EXACT: Final = (list, tuple, dict, torch.Size, immutable_list, immutable_dict)
 
@@ -67,7 +67,6 @@ class Tracer(fx.Tracer):
         self.examples, self.on_node = None, None
         self.tensors, self.before, self.paths = {}, {}, {}
         self.kept, self.frontier = [], []
-        self.kinds, self.lacking = [], []
 
     def path(self, module: nn.Module) -> str | None:
         """Dotted path of a descendant, searched level by level; None for a stranger."""
@@ -159,14 +158,16 @@ class Tracer(fx.Tracer):
                     self.before[qualified] = (value, value.detach().clone())
 
     def on_kind(self, module: nn.Module, kinds: Any, answer: bool) -> None:
-        """Remember that the forward asked for the class of another module, and what it was told."""
-        if module is not self.root:
-            self.kinds.append((module, kinds, answer))
+        """Remember that the forward asked for the class of a descendant, and what it was told."""
+        path = self.path(module)
+        if path:
+            self.kinds.append((path, kinds, answer))
 
     def on_lack(self, module: nn.Module, name: str) -> None:
-        """Remember that the forward asked another module for something that it does not have."""
-        if module is not self.root:
-            self.lacking.append((module, name))
+        """Remember that the forward asked a descendant for something that it does not have."""
+        path = self.path(module)
+        if path:
+            self.lacking.append((path, name))
 
     def on_call(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A child on traced values is a node; on concrete ones it just runs."""
