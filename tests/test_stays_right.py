@@ -2454,6 +2454,135 @@ def test_conditions_that_are_assertions_or_change_nothing(net: type[nn.Module]) 
     is_read(net(), convs=1)
 
 
+class AsksForAnInput(Two):
+    """All arguments are optional, and one of two must be given."""
+
+    def forward(self, image: Tensor | None = None, flag: bool = False, features: Tensor | None = None) -> Tensor:
+        if (image is None) == (features is None):
+            raise ValueError("expected an image or features")
+        y = features if image is None else self.a(image) + self.b(image)
+        return self.act(y)
+
+
+def test_a_forward_that_asks_for_an_optional_argument_is_read() -> None:
+    model = ready(AsksForAnInput())
+    fused = reparam.fuse(model)
+    assert (owned(fused)["convs"], owned(fused)["norms"]) == (2, 0)  # features take another way
+    assert not [refusal for refusal in reparam.plan(model).left if refusal.rule == "unread"]
+    assert difference(model(image=X), fused(image=X)) < 1e-12
+    assert torch.equal(model(features=X.clone()), fused(features=X.clone()))
+    with pytest.raises(ValueError, match="expected an image or features"):
+        fused()
+
+
+# --- conditions on the input with several outcomes --------------------------------------------------
+
+
+class Chain(nn.Module):
+    """A convolution and a norm, with something that depends on the input around them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(C, C, 3, 2, bias=False), nn.BatchNorm2d(C), nn.ReLU(inplace=True)
+
+
+class PadsBySize(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        down = max(3 - 2, 0) if h % 2 == 0 else max(3 - h % 2, 0)
+        right = max(3 - 2, 0) if w % 2 == 0 else max(3 - w % 2, 0)
+        x = F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
+        return self.act(self.norm(self.conv(x)))
+
+
+class BranchesOnData(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.mean() > 0:
+            return self.norm(self.conv(x))
+        return -self.act(self.norm(self.conv(x * 2)))
+
+
+@pytest.mark.parametrize("net", [PadsBySize, BranchesOnData])
+def test_a_chain_that_all_outcomes_have_is_fused(net: type[nn.Module]) -> None:
+    is_read(net(), *(call(sign * images(size)) for sign in (1, -1) for size in SIZES), convs=1)
+
+
+class NormAlone(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) if x.mean() > 0 else self.norm(x)
+
+
+class ConvAlone(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) if x.mean() > 0 else self.conv(x)
+
+
+class ConvReadTwice(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) if x.mean() > 0 else self.norm(y) + y
+
+
+class WritesBetween(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1.5
+        y = self.norm(x)
+        if x.mean() < 0:
+            self.act(x)
+        return self.conv(y) + x.mean()
+
+
+class ReadsAWeightElsewhere(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) if x.mean() > 0 else F.conv2d(x, self.conv.weight)
+
+
+class AsksElsewhere(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        if x.mean() < 0 and isinstance(self.norm, nn.BatchNorm2d):
+            return y * 3
+        return y
+
+
+class Inside(Chain):
+    """A block, of which the parent norms the result, and which its other outcome does not enter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = BranchesOnData()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.block(x)) if x.std() > 0 else self.norm(x)
+
+
+class Outside(Chain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = ConvAlone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.block(x))
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        NormAlone,
+        ConvAlone,
+        ConvReadTwice,
+        WritesBetween,
+        ReadsAWeightElsewhere,
+        AsksElsewhere,
+        Inside,
+        Outside,
+    ],
+    ids=lambda net: net.__name__,
+)
+def test_other_outcomes_stay_right(net: type[nn.Module]) -> None:
+    stays_right(net(), *(call(sign * (images(size).abs() + 0.1)) for sign in (1, -1) for size in SIZES))
+
+
 # --- what a forward asks its children -------------------------------------------------------------
 
 

@@ -7,16 +7,18 @@ generated anew would leave it behind.
 
 import dis
 import inspect
+import itertools
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from types import CodeType, FrameType, FunctionType
-from typing import Final, final
+from typing import Final, TypeGuard, final
 
 from torch import fx, nn
 
 from reparam.graph.arguments import HOLE, default_arguments, has_hole
 from reparam.graph.net import Frame
+from reparam.graph.proxy import PLAIN
 from reparam.graph.source import same_graph
 from reparam.graph.trace import Trace, trace
 from reparam.graph.unread import Unread
@@ -50,8 +52,8 @@ class EntryPoints:
     def apart(self, frame: Frame, entry: str, nodes: Sequence[fx.Node]) -> str:
         """Why ``nodes`` do not always follow each other.
 
-        The method in which they stand may have optional arguments; for each other value of one of them every node must
-        still be read by its successor alone.
+        The method in which they stand may have optional arguments, and conditions on its input; for each other value of
+        one, and each other outcome, every node must still be read by its successor alone, which reads nothing else.
 
         Returns:
             The reason, or an empty string.
@@ -60,18 +62,15 @@ class EntryPoints:
         key = (frame, method)
         if key not in self._variants:
             self._variants[key] = list(variants(frame, method))
-        if not self._variants[key]:
+        if not self._variants[key] and not frame.trace.otherwise:
             return ""
         inside = set(nodes)
-        links = {_name(a): _name(b) for b in nodes for a in b.all_input_nodes if a in inside}
+        links = [(_name(a), _name(b)) for b in nodes for a in b.all_input_nodes if a in inside]
         for name, traced in self._variants[key]:
-            why = f"{method} of {frame.path or 'the model'} may do otherwise for another {name}"
-            if isinstance(traced, Unread):
-                return why
-            for node in traced.graph.nodes:
-                after = links.get(_name(node))
-                if after is not None and (node.op != "call_module" or {_name(u) for u in node.users} != {after}):
-                    return why
+            if isinstance(traced, Unread) or not (_linked(traced, links) and _always(traced, links)):
+                return f"{method} of {frame.path or 'the model'} may do otherwise for another {name}"
+        if not _always(frame.trace, links):
+            return f"the forward of {frame.path or 'the model'} branches on its input"
         return ""
 
     def beside(self, frame: Frame) -> Mapping[str, frozenset[str]]:
@@ -99,6 +98,30 @@ class EntryPoints:
         return {node: names[same] for node, same in nodes if same in names}
 
 
+def _always(traced: Trace, links: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> bool:
+    """Whether all other outcomes of its conditions link each pair, too, with nothing between."""
+    return all(_linked(other, links) and _consecutive(other, links) for other in traced.otherwise)
+
+
+def _linked(traced: Trace, links: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> bool:
+    """Whether the first of each pair is only read by the second, which reads nothing else."""
+    after, before = dict(links), {b: a for a, b in links}
+    for node in traced.graph.nodes:
+        name = _name(node)
+        if name in after and (node.op != "call_module" or {_name(user) for user in node.users} != {after[name]}):
+            return False
+        if name in before and {_name(source) for source in node.all_input_nodes} != {before[name]}:
+            return False
+    return True
+
+
+def _consecutive(traced: Trace, links: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> bool:
+    """Whether nothing is computed between the two of each pair."""
+    steps = [_name(node) for node in traced.graph.nodes if not node.meta.get(PLAIN) and node.op != "get_attr"]
+    following = set(itertools.pairwise(steps))
+    return all(pair in following for pair in links if pair[0] in steps)
+
+
 def _name(node: fx.Node) -> tuple[str, str]:
     return node.op, str(node.target)
 
@@ -117,8 +140,14 @@ def variants(frame: Frame, method: str = "forward") -> Iterator[tuple[str, Trace
         value = spec.get(name, parameter.default)
         other = not value if isinstance(value, bool) else (HOLE if not has_hole(value) else parameter.default)
         traced = trace(module, {**spec, name: other}, method=method)
-        if isinstance(usual, Unread) or isinstance(traced, Unread) or not same_graph(traced.graph, usual.graph):
+        if isinstance(traced, Unread) and traced.raised and has_hole(value):
+            continue  # it asks for this one
+        if not (_has_one_outcome(usual) and _has_one_outcome(traced) and same_graph(traced.graph, usual.graph)):
             yield name, traced
+
+
+def _has_one_outcome(traced: Trace | Unread) -> TypeGuard[Trace]:
+    return isinstance(traced, Trace) and not traced.otherwise
 
 
 def _outermost(frame: FrameType | None, codes: Mapping[CodeType, str]) -> str:

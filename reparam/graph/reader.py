@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from reparam.graph.arguments import default_arguments
+from reparam.graph.arguments import HOLE, default_arguments
 from reparam.graph.examples import Call, Examples
 from reparam.graph.leaves import CLOSED, SHARED, hooks, is_leaf
 from reparam.graph.net import Frame, Net, Reading, Value
@@ -61,7 +61,7 @@ class _Reader:
                 self._children_later(module, path)
                 continue
             arguments = default_arguments(module)
-            result = self._trace(module, path, arguments) if isinstance(arguments, dict) else arguments
+            result = self._trace_root(module, path, arguments) if isinstance(arguments, dict) else arguments
             if isinstance(result, Unread):
                 holds = any(True for _ in module.children()) or any(True for _ in module.parameters())
                 if holds and _has_forward(module):
@@ -76,6 +76,16 @@ class _Reader:
             return
         for name, child in module.named_children():
             self.pending.append((child, f"{path}.{name}" if path else name))
+
+    def _trace_root(self, module: nn.Module, path: str, arguments: Mapping[str, Any]) -> Trace | Unread:
+        """Read a forward with its required arguments, or with one of the optional ones where it asks for one."""
+        result = self._trace(module, path, arguments)
+        if isinstance(result, Unread) and (result.raised or "NoneType" in result.reason):
+            for name in (name for name, value in arguments.items() if value is None):
+                traced = self._trace(module, path, {**arguments, name: HOLE})
+                if isinstance(traced, Trace):
+                    return traced
+        return result
 
     def _trace(self, module: nn.Module, path: str, arguments: Mapping[str, Any]) -> Trace | Unread:
         key = (id(module), key_of(arguments))
@@ -172,6 +182,9 @@ class _Reader:
         path = f"{frame.path}.{node.target}" if frame.path else str(node.target)
         if is_leaf(module):
             return NOTHING
+        if frame.trace.otherwise:  # its call may be another one
+            self.pending.append((module, path))
+            return NOTHING
         reason = hooks(module)
         if id(module) in self.shared:
             reason = SHARED
@@ -186,6 +199,7 @@ class _Reader:
             traced = self._trace(module, path, {name: spec_of(value) for name, value in bound.items()})
         if isinstance(traced, Unread):
             self.tried.setdefault(path, traced)
+        if isinstance(traced, Unread) or traced.otherwise:
             self.pending.append((module, path))
             return NOTHING
         assert isinstance(bound, dict)

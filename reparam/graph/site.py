@@ -191,6 +191,8 @@ class Limits:
             return "its forward changes the autocast or gradient mode"
         if frame.trace.specialised:
             return "its forward was read for the sizes of the example inputs only"
+        if frame.trace.otherwise:
+            return "its forward branches on its input"
         if frame.trace.cache:
             return f"its forward fills {frame.trace.cache}"
         if frame.trace.recast:

@@ -5,7 +5,7 @@ Parameters stay concrete while tracing, so that generated weights become constan
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
 import torch
@@ -22,6 +22,7 @@ from reparam.graph.unread import Unread, first_line, place_of, raised_by_user
 
 ASKS_FOR_NUMBERS: Final = ("TypeError: int()", "TypeError: float()")
 MOST_ATTEMPTS: Final = 64  # each condition that is an assertion costs one
+MOST_OUTCOMES: Final = 8  # that are not the same
 
 
 @final
@@ -44,6 +45,7 @@ class Trace:
         specialised: whether sizes of the example input went into the graph.
         cache: a collection of the module that the forward fills; empty if none.
         recast: a class of lists or dicts that the forward makes and the graph holds as plain ones; empty if none.
+        otherwise: what it does for other outcomes of its conditions on the input.
     """
 
     module: nn.Module
@@ -59,6 +61,7 @@ class Trace:
     specialised: bool = False
     cache: str = ""
     recast: str = ""
+    otherwise: "tuple[Trace, ...]" = ()
 
 
 def trace(
@@ -70,9 +73,9 @@ def trace(
 ) -> Trace | Unread:
     """Read ``module.forward``; must run inside ``reading()``.
 
-    A condition on the input is followed if every other outcome raises an error or does the same. Functions that their
-    author marked by ``torch.fx.wrap`` are one operation where they cannot be looked into. The module is left as it was,
-    also if its forward writes to itself (which is then a reason not to trust the reading).
+    Every outcome of a condition on the input is followed, unless it raises an error or does the same. Functions that
+    their author marked by ``torch.fx.wrap`` are one operation where they cannot be looked into. The module is left as
+    it was, also if its forward writes to itself (which is then a reason not to trust the reading).
 
     Args:
         module: the module.
@@ -88,9 +91,10 @@ def trace(
     numbers = isinstance(result, Unread) and result.reason.startswith(ASKS_FOR_NUMBERS)
     if numbers:
         result = _follow(module, arguments, examples, on_node, method, numbers=True)
-    if isinstance(result, Unread):
+    if isinstance(result, Unread) or result.otherwise:
         closed = _follow(module, arguments, examples, on_node, method, opens=False, numbers=numbers)
-        return closed if isinstance(closed, Trace) else result
+        if isinstance(closed, Trace) and (isinstance(result, Unread) or not closed.otherwise):
+            return closed
     return result
 
 
@@ -104,8 +108,8 @@ def _follow(
     opens: bool = True,
     numbers: bool = False,
 ) -> Trace | Unread:
-    """Read a forward along the one outcome of its conditions that does not raise."""
-    found: tuple[Trace, list[bool]] | None = None
+    """Read a forward along the outcomes of its conditions that do not raise."""
+    found: list[Trace] = []
     answers: list[bool] = []
     for _ in range(MOST_ATTEMPTS):
         tracer = Tracer(module, examples, answers, on_node)
@@ -113,13 +117,13 @@ def _follow(
         result = _attempt(tracer, arguments, method)
         answers = tracer.answers[: len(tracer.asked)]
         if not isinstance(result, _Raised):
-            if found is not None and not (isinstance(result, Trace) and _same(found[0], result)):
-                at = next(i for i, (a, b) in enumerate(zip(answers, found[1], strict=False)) if a != b)
-                read = frozenset(tracer.read.values())
-                return Unread("TraceError: the forward branches on its input", tracer.asked[at][1], read)
             if isinstance(result, Unread):
                 return result
-            found = found or (result, list(answers))
+            if not any(_same(other, result) for other in found):
+                found.append(result)
+            if len(found) > MOST_OUTCOMES:
+                read = frozenset(tracer.read.values())
+                return Unread("TraceError: the forward branches on its input", tracer.asked[-1][1], read)
         while answers and not answers[-1]:
             answers.pop()
         if not answers:
@@ -128,10 +132,25 @@ def _follow(
     else:
         read = frozenset(tracer.read.values())
         return Unread("TraceError: its forward has too many conditions on its input", tracer.asked[-1][1], read)
-    if found is not None:
-        return found[0]
+    if found:
+        return _together(found)
     assert isinstance(result, _Raised)
-    return result.unread
+    return replace(result.unread, raised=True)
+
+
+def _together(outcomes: list[Trace]) -> Trace:
+    """The first of several outcomes, with what all of them look at."""
+    first = outcomes[0]
+    if len(outcomes) == 1:
+        return first
+    return replace(
+        first,
+        read={key: name for other in reversed(outcomes) for key, name in other.read.items()},
+        touched=frozenset().union(*(other.touched for other in outcomes)),
+        kinds=tuple(kind for other in outcomes for kind in other.kinds),
+        lacking=tuple(lack for other in outcomes for lack in other.lacking),
+        otherwise=tuple(outcomes[1:]),
+    )
 
 
 @final
