@@ -2446,6 +2446,8 @@ class SizesAsNumbers(Two):
         y = self.a(x) + self.b(x)
         rows = torch.zeros(n, C, y.shape[2], int(w * 0.5), dtype=x.dtype, device=x.device)
         steps = torch.arange(y.shape[2], dtype=x.dtype, device=x.device)[:, None]
+        torch._check(h > 1, lambda: f"too flat: {h}")
+        steps = steps + F.interpolate(torch.ones(1, 1, 2, 1).double(), size=(y.shape[2], 1))[0, 0]
         return torch.cat([y + steps, rows + isinstance(C, int)], 3)
 
 

@@ -15,6 +15,8 @@ from reparam.graph.tracer import Tracer
 
 _TENSOR: Final = torch.empty(0, device="meta")
 FACTORIES: Final = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "zeros")
+RESIZING: Final = ("interpolate", "pad")
+CHECKS: Final = tuple(name for name in vars(torch) if name == "_check" or name.startswith("_check_"))
 RANK_CHECK: Final = "_check_input_dim"
 SIZED: Final = ("expand", "new_empty", "new_full", "new_ones", "new_zeros", "repeat", "reshape", "tile", "view")
 ACTIVE: Final[list[Tracer]] = []  # the last one is at work
@@ -160,9 +162,10 @@ def reading() -> Iterator[None]:
         setattr(kind, RANK_CHECK, _unless_traced(check))
     for name in SIZED:
         setattr(Tensor, name, _sized(name))
-    factories = {name: getattr(torch, name) for name in FACTORIES}
-    for name, factory in factories.items():
-        setattr(torch, name, _while_reading(factory))
+    homes = {torch: (*FACTORIES, *CHECKS), nn.functional: RESIZING}
+    replaced = [(home, name, getattr(home, name)) for home, names in homes.items() for name in names]
+    for home, name, function in replaced:
+        setattr(home, name, _unless_asserted(function) if name in CHECKS else _while_reading(function))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a user's forward warns about was said when it first ran
@@ -175,14 +178,19 @@ def reading() -> Iterator[None]:
             setattr(kind, RANK_CHECK, check)
         for name in SIZED:
             delattr(Tensor, name)
-        for name, factory in factories.items():
-            setattr(torch, name, factory)
+        for home, name, function in replaced:
+            setattr(home, name, function)
 
 
-def _while_reading(factory: Callable[..., Any]) -> Callable[..., Any]:
+def _while_reading(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of sizes: one operation where some of them are traced."""
-    traced = _one_operation(factory)
-    return lambda *args, **kwargs: traced(*args, **kwargs) if ACTIVE else factory(*args, **kwargs)
+    traced = _one_operation(function)
+    return lambda *args, **kwargs: traced(*args, **kwargs) if ACTIVE else function(*args, **kwargs)
+
+
+def _unless_asserted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An assertion of torch; one about a traced value is left out, as all other assertions are."""
+    return lambda *args, **kwargs: None if ACTIVE and has_traced((args, kwargs)) else function(*args, **kwargs)
 
 
 def _unless_traced(check: Callable[[nn.Module, Any], None]) -> Callable[[nn.Module, Any], None]:
