@@ -3,12 +3,13 @@
 import builtins
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FunctionType
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._device import _device_constructors
 
 from reparam.graph.proxy import PLAIN, Traced, has_traced
 from reparam.graph.tracer import Tracer
@@ -28,10 +29,9 @@ def traced_builtins(opens: bool, numbers: bool) -> Iterator[None]:
 
     Args:
         opens: whether functions marked by ``torch.fx.wrap`` are looked into.
-        numbers: whether ``int`` and ``float`` of a traced value are traced; they are classes, which code may compare.
+        numbers: whether numbers and tensors that are made of traced sizes are traced, too.
     """
     plain_len, plain_isinstance, plain_max, plain_min = builtins.len, builtins.isinstance, builtins.max, builtins.min
-    plain_int, plain_float = builtins.int, builtins.float
 
     def traced_len(value: Any) -> Any:
         if type(value) is not Traced:
@@ -54,18 +54,37 @@ def traced_builtins(opens: bool, numbers: bool) -> Iterator[None]:
     ]
     builtins.len, builtins.isinstance = traced_len, traced_isinstance
     builtins.max, builtins.min = _one_operation(plain_max), _one_operation(plain_min)
-    if numbers:
-        builtins.int, builtins.float = _number(plain_int), _number(plain_float)  # type: ignore[misc, assignment]
     for scope, name, function in wrapped:
         scope[name] = _one_operation(function)
     try:
-        yield
+        with _made_of_sizes() if numbers else nullcontext():
+            yield
     finally:
-        builtins.int, builtins.float = plain_int, plain_float  # type: ignore[misc]
         builtins.len, builtins.isinstance = plain_len, plain_isinstance
         builtins.max, builtins.min = plain_max, plain_min
         for scope, name, function in wrapped:
             scope[name] = function
+
+
+@contextmanager
+def _made_of_sizes() -> Iterator[None]:
+    """While it lasts, numbers and tensors that are made of traced sizes are traced.
+
+    It replaces classes and functions that code may compare, so it is for forwards that cannot be read otherwise.
+    """
+    _device_constructors()  # torch remembers these functions for good when it first asks for them
+    homes = {torch: FACTORIES, nn.functional: RESIZING}
+    replaced = [(home, name, getattr(home, name)) for home, names in homes.items() for name in names]
+    plain_int, plain_float = builtins.int, builtins.float
+    builtins.int, builtins.float = _number(plain_int), _number(plain_float)  # type: ignore[misc, assignment]
+    for home, name, function in replaced:
+        setattr(home, name, _one_operation(function))
+    try:
+        yield
+    finally:
+        builtins.int, builtins.float = plain_int, plain_float  # type: ignore[misc]
+        for home, name, function in replaced:
+            setattr(home, name, function)
 
 
 def _one_operation(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,10 +181,9 @@ def reading() -> Iterator[None]:
         setattr(kind, RANK_CHECK, _unless_traced(check))
     for name in SIZED:
         setattr(Tensor, name, _sized(name))
-    homes = {torch: (*FACTORIES, *CHECKS), nn.functional: RESIZING}
-    replaced = [(home, name, getattr(home, name)) for home, names in homes.items() for name in names]
-    for home, name, function in replaced:
-        setattr(home, name, _unless_asserted(function) if name in CHECKS else _while_reading(function))
+    checks = {name: getattr(torch, name) for name in CHECKS}
+    for name, assertion in checks.items():
+        setattr(torch, name, _unless_asserted(assertion))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a user's forward warns about was said when it first ran
@@ -178,14 +196,8 @@ def reading() -> Iterator[None]:
             setattr(kind, RANK_CHECK, check)
         for name in SIZED:
             delattr(Tensor, name)
-        for home, name, function in replaced:
-            setattr(home, name, function)
-
-
-def _while_reading(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of sizes: one operation where some of them are traced."""
-    traced = _one_operation(function)
-    return lambda *args, **kwargs: traced(*args, **kwargs) if ACTIVE else function(*args, **kwargs)
+        for name, assertion in checks.items():
+            setattr(torch, name, assertion)
 
 
 def _unless_asserted(function: Callable[..., Any]) -> Callable[..., Any]:

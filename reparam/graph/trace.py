@@ -20,7 +20,6 @@ from reparam.graph.snapshot import Snapshot
 from reparam.graph.tracer import Kinds, Lacking, Tracer, current_mode
 from reparam.graph.unread import Unread, first_line, place_of, raised_by_user
 
-ASKS_FOR_NUMBERS: Final = ("TypeError: int()", "TypeError: float()")
 MOST_ATTEMPTS: Final = 64  # each condition that is an assertion costs one
 MOST_OUTCOMES: Final = 8  # that are not the same
 
@@ -88,7 +87,7 @@ def trace(
     if refused is not None:
         return refused
     result = _follow(module, arguments, examples, on_node, method)
-    numbers = isinstance(result, Unread) and result.reason.startswith(ASKS_FOR_NUMBERS)
+    numbers = isinstance(result, Unread) and result.reason.startswith("TypeError")
     if numbers:
         result = _follow(module, arguments, examples, on_node, method, numbers=True)
     if isinstance(result, Unread) or result.otherwise:

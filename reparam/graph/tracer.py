@@ -58,7 +58,7 @@ class Tracer(fx.Tracer):
         self.lacking: list[Lacking] = []
         self.specialised = False
         self.opens = True  # functions marked by torch.fx.wrap
-        self.numbers = False  # int and float of traced values
+        self.numbers = False  # what is made of traced sizes
         self.recast = ""
 
     def release(self) -> None:
