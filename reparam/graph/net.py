@@ -125,8 +125,10 @@ class Reading:
         nets: the parts that were read, each with its root module.
         unread: module paths that could not be read, with the reason.
         opaque: paths of modules that were not opened, with the reason.
+        branching: paths of modules whose forward branches on its input, with the line of code.
     """
 
     nets: tuple[Net, ...]
     unread: Mapping[str, Unread]
     opaque: Mapping[str, str]
+    branching: Mapping[str, str]

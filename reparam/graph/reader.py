@@ -33,6 +33,7 @@ class _Reader:
         self.unread: dict[str, Unread] = {}
         self.tried: dict[str, Unread] = {}  # why a call could not be read with the arguments that it is given
         self.opaque: dict[str, str] = {}
+        self.branching: dict[str, str] = {}
         self.pending: list[tuple[nn.Module, str]] = []
         self.kept: list[Any] = []
 
@@ -45,7 +46,7 @@ class _Reader:
             self.shared |= repeated
 
     def _read_all(self) -> tuple[Reading, Counter[int]]:
-        self.unread, self.opaque, self.sites = {}, {}, set()
+        self.unread, self.opaque, self.branching, self.sites = {}, {}, {}, set()
         calls: Counter[int] = Counter()
         nets: list[Net] = []
         seen: set[int] = set()
@@ -68,8 +69,10 @@ class _Reader:
                     self.unread[path] = self.tried.get(path, result)
                 self._children_later(module, path)
                 continue
+            if result.otherwise:
+                self.branching[path] = result.branches
             nets.append(self._open(module, path, result, calls))
-        return Reading(tuple(nets), dict(self.unread), dict(self.opaque)), calls
+        return Reading(tuple(nets), dict(self.unread), dict(self.opaque), dict(self.branching)), calls
 
     def _children_later(self, module: nn.Module, path: str) -> None:
         if isinstance(module, (*CLOSED, torch.jit.ScriptModule)):

@@ -45,6 +45,7 @@ class Trace:
         cache: a collection of the module that the forward fills; empty if none.
         recast: a class of lists or dicts that the forward makes and the graph holds as plain ones; empty if none.
         otherwise: what it does for other outcomes of its conditions on the input.
+        branches: the line of code with the last of these conditions; empty if there is one outcome.
     """
 
     module: nn.Module
@@ -61,6 +62,7 @@ class Trace:
     cache: str = ""
     recast: str = ""
     otherwise: "tuple[Trace, ...]" = ()
+    branches: str = ""
 
 
 def trace(
@@ -109,6 +111,7 @@ def _follow(
 ) -> Trace | Unread:
     """Read a forward along the outcomes of its conditions that do not raise."""
     found: list[Trace] = []
+    branches = ""
     answers: list[bool] = []
     for _ in range(MOST_ATTEMPTS):
         tracer = Tracer(module, examples, answers, on_node)
@@ -120,9 +123,10 @@ def _follow(
                 return result
             if not any(_same(other, result) for other in found):
                 found.append(result)
+                branches = tracer.asked[-1][1] if tracer.asked else ""
             if len(found) > MOST_OUTCOMES:
                 read = frozenset(tracer.read.values())
-                return Unread("TraceError: the forward branches on its input", tracer.asked[-1][1], read)
+                return Unread("TraceError: the forward branches on its input", branches, read)
         while answers and not answers[-1]:
             answers.pop()
         if not answers:
@@ -132,12 +136,12 @@ def _follow(
         read = frozenset(tracer.read.values())
         return Unread("TraceError: its forward has too many conditions on its input", tracer.asked[-1][1], read)
     if found:
-        return _together(found)
+        return _together(found, branches)
     assert isinstance(result, _Raised)
     return replace(result.unread, raised=True)
 
 
-def _together(outcomes: list[Trace]) -> Trace:
+def _together(outcomes: list[Trace], branches: str) -> Trace:
     """The first of several outcomes, with what all of them look at."""
     first = outcomes[0]
     if len(outcomes) == 1:
@@ -149,6 +153,7 @@ def _together(outcomes: list[Trace]) -> Trace:
         kinds=tuple(kind for other in outcomes for kind in other.kinds),
         lacking=tuple(lack for other in outcomes for lack in other.lacking),
         otherwise=tuple(outcomes[1:]),
+        branches=branches,
     )
 
 
