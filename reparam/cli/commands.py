@@ -23,6 +23,7 @@ def plan(
     cost: Cost = "default",
     exclude: Exclude = None,
     only: Only = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print tables, for a pull request")] = False,
     as_json: Json = False,
 ) -> None:
     """Show what fuse would do, and what it would leave alone, with the reasons."""
@@ -34,7 +35,7 @@ def plan(
         found = reparam.plan(loaded.model, example_inputs=examples, **chosen(cost, exclude, only))
     plain = found.to_dict()
     messages = [{**refusal, "message": str(found.left[at])} for at, refusal in enumerate(plain["left"])]
-    show(as_json, plain | {"model": model, "left": messages}, str(found))
+    show(as_json, plain | {"model": model, "left": messages}, found.to_markdown() if markdown else str(found))
 
 
 @command

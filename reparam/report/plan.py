@@ -79,7 +79,7 @@ class Plan(Report):
             The path of the file.
 
         Raises:
-            ReparamError: another ending, no such module, or nothing to draw.
+            ReparamError: another ending, no folder to write into, no such module, or nothing to draw.
             MissingPackageError: the extra ``draw`` is not installed.
         """
         from reparam.show.picture import draw
@@ -96,7 +96,7 @@ class Plan(Report):
             The path of the file.
 
         Raises:
-            ReparamError: there is no region, or weights are on the meta device.
+            ReparamError: another ending, no folder to write into, no region, or weights on the meta device.
             MissingPackageError: the extra ``draw`` is not installed.
         """
         from reparam.show.heat import draw_ranges

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reparam.errors import MissingPackageError, ReparamError
+from reparam.files import in_a_folder
 
 if TYPE_CHECKING:
     from reparam.graph.weight_ranges import ChannelRanges
@@ -21,6 +22,10 @@ def draw_ranges(ranges: "Sequence[ChannelRanges]", file: Path) -> Path:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingPackageError.of("matplotlib", "draws heat maps", "draw") from error
+    endings = [f".{kind}" for kind in sorted(Figure().canvas.get_supported_filetypes())]
+    if file.suffix not in endings:
+        raise ReparamError(f"expected a file that ends in {', '.join(endings)}, found {file.name!r}: give it an ending")
+    in_a_folder(file)
     figure = Figure(figsize=(12, 2.0 + 0.22 * len(ranges)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     lines = [([relative(r.before) for r in ranges], "before"), ([relative(r.after) for r in ranges], "after")]

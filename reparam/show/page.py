@@ -43,7 +43,8 @@ def page(report: Report, picture: str, title: str) -> str:
             '<html lang="en"><head><meta charset="utf-8">',
             f"<title>{escape(title)}</title>",
             "<style>body { display: flex; gap: 2em; } svg { max-width: 100%; height: auto; }"
-            " .list { max-width: 44em; }</style></head><body>",
+            " .list { max-width: 44em; position: sticky; top: 0; align-self: flex-start; max-height: 100vh;"
+            " overflow: auto; }</style></head><body>",
             f"<div>{picture}</div>",
             f'<div class="list">{fragment(report)}</div>',
             "</body></html>",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from reparam.errors import MissingPackageError, ReparamError
+from reparam.files import in_a_folder
 from reparam.report import Node, Plan
 from reparam.show.colours import colour
 from reparam.show.fold import Drawn, fold, within
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 FORMATS: Final = (".svg", ".png", ".html")
 FONT: Final = "Helvetica"
+HALO: Final = '<text paint-order="stroke" stroke="white" stroke-width="3" stroke-linejoin="round" '
 
 
 def draw(plan: Plan, file: Path, module: str) -> Path:
@@ -26,6 +28,7 @@ def draw(plan: Plan, file: Path, module: str) -> Path:
             f"expected the path of a module that the forward of {plan.model_type} uses, found {module!r}: take one from"
             " named_modules()"
         )
+    in_a_folder(file)
     if not plan.wiring.before:
         raise ReparamError(f"expected a model with a forward that can be read, found {plan.model_type} without one")
     graph = graph_of(plan, module, linked=file.suffix == ".html")
@@ -53,6 +56,7 @@ def graph_of(plan: Plan, module: str, *, linked: bool) -> "AGraph":
     for when, side in zip(("before", "after"), sides, strict=True):
         title = f"{when}: {_text(module or plan.model_type)}"
         cluster = graph.add_subgraph(name=f"cluster_{when}", label=title, labelloc="t", color="#bbbbbb", fontsize="14")
+        cluster.graph_attr["margin"] = "20"  # what goes around a region stays inside
         _draw_side(plan, cluster, side, when, linked)
         _draw_edges(graph, side, when, everywhere[when])
     return graph
@@ -71,7 +75,9 @@ def _draw_side(plan: Plan, cluster: "AGraph", side: Drawn, when: str, linked: bo
         attributes = {} if node.region is None else {"fillcolor": colour(node.region)}
         if node.region is None and not node.linear:
             attributes = {"fillcolor": "#eeeeee"}
-        home.add_node(f"{when}{key}", label=_label(node), tooltip=_text(node.path or plan.model_type), **attributes)
+        home.add_node(
+            f"{when}{key}", label=_label(plan, node), tooltip=_text(node.path or plan.model_type), **attributes
+        )
 
 
 def _block(places: dict[str, Any], side: Drawn, path: str, when: str) -> "AGraph":
@@ -82,7 +88,7 @@ def _block(places: dict[str, Any], side: Drawn, path: str, when: str) -> "AGraph
             continue
         if first not in places:
             label = f"{_text(same[0])} \N{HORIZONTAL ELLIPSIS} {_text(same[-1])} (\N{MULTIPLICATION SIGN}{len(same)})"
-            look = {"style": "dashed", "color": "#333333", "fontsize": "12"}
+            look = {"style": "dashed", "color": "#333333", "fontsize": "12", "margin": "8"}
             places[first] = places[inner].add_subgraph(name=f"cluster_{when}_block_{len(places)}", label=label, **look)
         inner = first
     cluster: AGraph = places[inner]
@@ -100,6 +106,7 @@ def _region(plan: Plan, home: "AGraph", number: int, numbers: list[int], when: s
         "color": colour(number),
         "penwidth": "2",
         "fontsize": "10",
+        "margin": "8",
     }
     if linked:
         attributes["URL"] = f"#list-{number}"
@@ -142,8 +149,14 @@ def _draw_edges(graph: "AGraph", side: Drawn, when: str, everywhere: Any) -> Non
             graph.add_edge(f"{when}{source}", f"{when}{key}")
 
 
-def _label(node: Node) -> str:
-    return _text(f"{node.label}\n{node.name}" if node.name else node.label)
+def _label(plan: Plan, node: Node) -> str:
+    """What an operation is, and the name of its module; in a region with that of the module around it."""
+    name = node.name
+    if name and node.region is not None:
+        home = plan.regions[node.region].path
+        inner = node.path[len(home) :].strip(".") if within(node.path, home) else node.path
+        name = ".".join(inner.split(".")[-2:]) or name
+    return _text(f"{node.label}\n{name}" if name else node.label)
 
 
 def _text(text: str) -> str:
@@ -164,4 +177,13 @@ def _rendered(graph: "AGraph", format: str) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about fonts and label sizes
         image: bytes = graph.draw(format=format, prog="dot")
-    return image
+    return _frames_on_top(image.decode()).encode() if format == "svg" else image
+
+
+def _frames_on_top(svg: str) -> str:
+    """An SVG whose frames are drawn last and whose titles have a white edge: lines that cross them hide no letter."""
+    start = svg.index("<g id=", svg.index('class="graph"'))
+    end = svg.index("<!-- ", start)  # the first operation
+    frames = svg[start:end].replace("<text ", HALO)
+    last = svg.rindex("</g>")
+    return f"{svg[:start]}{svg[end:last]}{frames}{svg[last:]}"
