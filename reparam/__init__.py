@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from reparam.expansion import expand, restore
     from reparam.exporting.export import export
     from reparam.graph.lift import LIFTINGS
+    from reparam.graph.lift.declared import Formula, declare
     from reparam.measure import measured
     from reparam.report import Plan, Receipt, Region
     from reparam.verification.result import Cause, Difference, Verification
@@ -28,6 +29,7 @@ else:
         "CheckError": "reparam.errors",
         "Cost": "reparam.cost",
         "Difference": "reparam.verification.result",
+        "Formula": "reparam.graph.lift.declared",
         "MissingPackageError": "reparam.errors",
         "Plan": "reparam.report",
         "Receipt": "reparam.report",
@@ -38,6 +40,7 @@ else:
         "Verification": "reparam.verification.result",
         "Work": "reparam.cost",
         "cost": "reparam.cost",
+        "declare": "reparam.graph.lift.declared",
         "expand": "reparam.expansion",
         "expansion": "reparam.expansion",
         "export": "reparam.exporting.export",
@@ -74,6 +77,7 @@ __all__ = [
     "CheckError",
     "Cost",
     "Difference",
+    "Formula",
     "MissingPackageError",
     "Plan",
     "Receipt",
@@ -84,6 +88,7 @@ __all__ = [
     "Verification",
     "Work",
     "cost",
+    "declare",
     "expand",
     "export",
     "fuse",

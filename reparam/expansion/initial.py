@@ -22,9 +22,10 @@ from reparam.expansion.region import Region, kernel_of, norm_of
 from reparam.expansion.remainder import take_remainder
 from reparam.expansion.sites import Site
 from reparam.expansion.statistics import Inputs, set_statistics
-from reparam.graph.check import OUTPUTS, TOLERANCE, length, margin
+from reparam.graph.check import TOLERANCE
 from reparam.graph.net import Value
 from reparam.graph.run import evaluate
+from reparam.graph.trial import OUTPUTS, length, margin
 from reparam.nn import ChannelScale, MultiBranch
 from reparam.nn.recipes import Recipe
 

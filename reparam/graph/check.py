@@ -1,19 +1,18 @@
 """Compare a fused region with the operations that it replaces, in float64, on random input of two sizes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from reparam.algebra import Affine, Border, Conv
+from reparam.algebra import Affine
 from reparam.graph.net import Frame, Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.run import Evaluation, evaluate, run, units
+from reparam.graph.trial import BATCH, OUTPUTS, length, margin
 
 TOLERANCE: Final = 1e-9
-OUTPUTS: Final = (2, 3)  # beyond those that a border can reach; axes differ, so that they cannot be mixed up
-BATCH: Final = (2, 1)
 
 
 def region_error(plan: NetPlan, value: Value, formula: Affine) -> float:
@@ -105,26 +104,6 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
 def _tokens(plan: NetPlan, value: Value, channels: int) -> list[int]:
     """A shape with the channels last, of a rank that the value can have."""
     return [2, *[3] * (max(plan.known.rank(value).least, 3) - 2), channels]
-
-
-def margin(formulas: Iterable[Affine]) -> int:
-    """Outputs per axis that a border can reach."""
-    convs = [conv for formula in formulas for conv in formula.terms.values()]
-    wide = max((abs(p) for conv in convs for p in (*conv.lo, *conv.hi)), default=0)
-    bent = any(conv.border is not Border.CONSTANT for conv in convs)
-    return (3 if bent else 2) * wide  # a reflecting border must be shorter than the input
-
-
-def length(conv: Conv, axis: int, outputs: int, trial: int) -> int:
-    """Input length that gives as many outputs on the first axis and one more on the second, and so on in turn."""
-    outputs += axis % 2
-    if conv.transposed or conv.identity:
-        return outputs
-    s = conv.stride[axis]
-    found = max(s * (outputs - 1) + 1 - conv.slack[axis] + (trial * (s - 1)), 1)
-    while conv.remainders is not None and found % s not in conv.remainders[axis]:
-        found += 1
-    return found
 
 
 def _region(plan: NetPlan, value: Value) -> list[Value]:

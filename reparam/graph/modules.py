@@ -84,6 +84,9 @@ def _weights(plan: NetPlan, value: Value) -> Iterator[Tensor]:
     operation = plan.operations[value]
     if operation.norm:
         return
+    if value.declared is not None:
+        yield from (tensor for tensor in _tensors(value) if tensor.is_floating_point())
+        return
     if value.module is not None:
         weight = getattr(value.module, "weight", None)
         if isinstance(weight, Tensor):

@@ -7,12 +7,20 @@ that cannot be read, is shared, or has hooks is one opaque operation of its call
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from torch import fx, nn
 
+from reparam.graph.space import Space
 from reparam.graph.trace import Trace
 from reparam.graph.unread import Unread
+
+
+class Declared(Protocol):
+    """What a user says about an operation that would not be read as linear."""
+
+    def spaces(self, value: "Value", source: Space | None) -> tuple[Space | None, Space | None]:
+        """Spaces of the input and of the result, of which the first may be known already."""
 
 
 @final
@@ -59,6 +67,7 @@ class Value:
         users: values that have it among their arguments.
         returned: whether it is part of the result of the net.
         shared: whether the module that is called is called elsewhere, too.
+        declared: what a user declared of it, if it is linear by declaration; then it only computes its result.
     """
 
     index: int
@@ -71,6 +80,7 @@ class Value:
     users: "list[Value]" = field(default_factory=list)
     returned: bool = False
     shared: bool = False
+    declared: "Declared | None" = None
 
     @property
     def mode(self) -> tuple[Any, ...]:

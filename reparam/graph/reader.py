@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from reparam.graph.arguments import HOLE, default_arguments
 from reparam.graph.examples import Call, Examples
 from reparam.graph.leaves import CLOSED, SHARED, hooks, is_leaf
-from reparam.graph.net import Frame, Net, Reading, Value
+from reparam.graph.net import Declared, Frame, Net, Reading, Value
 from reparam.graph.structures import NOTHING, key_of, pick, resolve, spec_of, values_in
 from reparam.graph.trace import Trace, trace
 from reparam.graph.unread import Unread
@@ -24,9 +24,12 @@ WRAPPERS: Final = (nn.DataParallel, DistributedDataParallel, AveragedModel)  # t
 class _Reader:
     """Opens a model from its root; parts that are opaque become roots of their own."""
 
-    def __init__(self, model: nn.Module, calls: Mapping[str, list[Call]] | None) -> None:
+    def __init__(
+        self, model: nn.Module, calls: Mapping[str, list[Call]] | None, declared: Mapping[Any, Declared]
+    ) -> None:
         self.model = model
         self.calls = calls
+        self.declared = declared
         self.traces: dict[Any, Trace | Unread] = {}
         self.shared: set[int] = set()
         self.sites: set[tuple[int, int, str]] = set()  # one call in a module that is itself called twice is one
@@ -157,6 +160,7 @@ class _Reader:
                     continue
             value = Value(len(net.values), frame, node, args, kwargs, module)
             value.inputs = tuple(dict.fromkeys(values_in((args, kwargs))))
+            value.declared = self.declared.get(node.target if module is None else type(module))
             value.shared = frame.repeated or (module is not None and id(module) in self.shared)
             self._add(net, frame, value)
         raise AssertionError("a graph without an output")
@@ -183,7 +187,7 @@ class _Reader:
             self.sites.add(site)
             calls[id(module)] += 1
         path = f"{frame.path}.{node.target}" if frame.path else str(node.target)
-        if is_leaf(module):
+        if is_leaf(module) or type(module) in self.declared:
             return NOTHING
         if frame.trace.otherwise:  # its call may be another one
             self.pending.append((module, path))
@@ -234,6 +238,14 @@ def _bind_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
     return dict(bound.arguments)
 
 
-def read(model: nn.Module, calls: Mapping[str, list[Call]] | None = None) -> Reading:
-    """Read a model; must run inside ``reading()``; ``calls`` holds the sizes of one run."""
-    return _Reader(model, calls).read()
+def read(
+    model: nn.Module, calls: Mapping[str, list[Call]] | None = None, declared: Mapping[Any, Declared] | None = None
+) -> Reading:
+    """Read a model; must run inside ``reading()``.
+
+    Args:
+        model: the model.
+        calls: the sizes of one run.
+        declared: by type of module, or operator: what is one operation, whatever it is made of.
+    """
+    return _Reader(model, calls, declared or {}).read()

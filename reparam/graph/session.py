@@ -13,6 +13,7 @@ from reparam.graph.check import TOLERANCE, group_error, region_error
 from reparam.graph.emit import Emitter
 from reparam.graph.examples import record
 from reparam.graph.lift import Known
+from reparam.graph.lift.declared import declared_in
 from reparam.graph.modules import Fused, mixed, modules_of
 from reparam.graph.net import Net, Reading, Value
 from reparam.graph.net_plan import NetPlan
@@ -40,7 +41,7 @@ class Session:
         self.fused: list[Fused] = []
         calls = None if options.example_inputs is None else record(model, options.example_inputs)
         with reading():
-            self.reading: Reading = read(model, calls)
+            self.reading: Reading = read(model, calls, declared_in(options.liftings))
             limits = Limits(model, self.reading, options)
             self.plans = _with_use([self._plan(net, Known.of(net, calls), limits) for net in self.reading.nets])
         self._reports = Reports(model, options, self.reading, self.plans, calls)
