@@ -34,6 +34,7 @@ def restore(
     calibrate: Iterable[Any] | None = None,
     cost: Cost = DEFAULT_COST,
     exclude: tuple[Rule, ...] = (),
+    only: tuple[Rule, ...] | None = None,
     liftings: tuple[Lifting, ...] = LIFTINGS,
     example_inputs: Any = None,
 ) -> nn.Module:
@@ -50,6 +51,7 @@ def restore(
             variance 1, and the first steps in training mode compute something else.
         cost: what the net was fused with.
         exclude: what the net was fused with.
+        only: what the net was fused with.
         liftings: what the net was fused with.
         example_inputs: what the net was fused with.
 
@@ -81,7 +83,7 @@ def restore(
         model.to(floating.device, floating.dtype)
     shadow = copy.deepcopy(model)
     tensors: dict[str, Tensor] = shadow.state_dict(keep_vars=True)  # of the modules that are about to be replaced
-    session = Session(shadow, Options(cost, exclude, liftings, example_inputs))
+    session = Session(shadow, Options(cost, exclude, liftings, example_inputs, only))
     session.apply(check=True)
     _compare(shadow.state_dict(), state)
     paths = {id(module): path for path, module in shadow.named_modules()}
