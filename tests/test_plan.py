@@ -340,19 +340,33 @@ def test_every_norm_of_a_shared_convolution_is_listed() -> None:
     assert owned(fused) == owned(model)
 
 
-def test_a_forward_that_cannot_be_read_is_listed_with_its_line() -> None:
-    class Decides(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = conv_norm(3)
+class Decides(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = conv_norm(3)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x) if x.sum() > 0 else x
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) if x.sum() > 0 else x
 
-    plan = reparam.plan(ready(nn.Sequential(Block(), Decides())))
-    (refusal,) = refusals(plan, "unread")
+
+class Loops(Decides):
+    def forward(self, x: Tensor) -> Tensor:
+        while x.sum() > 0:
+            x = x - 1
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("build", "rule", "line"),
+    [(Decides, "branches", "self.inner(x) if x.sum() > 0 else x"), (Loops, "unread", "while x.sum() > 0:")],
+)
+def test_a_forward_that_depends_on_its_data_is_listed_with_its_line(
+    build: type[nn.Module], rule: str, line: str
+) -> None:
+    plan = reparam.plan(ready(nn.Sequential(Block(), build())))
+    (refusal,) = refusals(plan, rule)
     assert refusal.path == "1"
-    assert "self.inner(x) if x.sum() > 0 else x" in refusal.condition
+    assert line in refusal.condition
     assert "test_plan.py:" in refusal.condition
     assert refusal.remedy
     assert {region.path for region in plan.regions} == {"0", "1.inner.0"}
