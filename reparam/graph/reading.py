@@ -79,9 +79,12 @@ def _made_of_sizes() -> Iterator[None]:
     builtins.int, builtins.float = _number(plain_int), _number(plain_float)  # type: ignore[misc, assignment]
     for home, name, function in replaced:
         setattr(home, name, _one_operation(function))
+    as_tensor = torch.as_tensor
+    torch.as_tensor = _unless_tensor(as_tensor)
     try:
         yield
     finally:
+        torch.as_tensor = as_tensor
         builtins.int, builtins.float = plain_int, plain_float  # type: ignore[misc]
         for home, name, function in replaced:
             setattr(home, name, function)
@@ -96,6 +99,16 @@ def _one_operation(function: Callable[..., Any]) -> Callable[..., Any]:
         return ACTIVE[-1].create_proxy("call_function", function, args, kwargs)
 
     return call
+
+
+def _unless_tensor(as_tensor: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.as_tensor``, which returns a tensor as it is."""
+    traced = _one_operation(as_tensor)
+    return lambda *args, **kwargs: args[0] if _is_one_tensor(args) and not kwargs else traced(*args, **kwargs)
+
+
+def _is_one_tensor(args: tuple[Any, ...]) -> bool:
+    return len(args) == 1 and type(args[0]) is Traced and not args[0].node.meta.get(PLAIN)
 
 
 def _number(kind: type) -> type:
