@@ -184,7 +184,7 @@ def measure(migration: Migration) -> Outcome:
 def table() -> str:
     """One row for each file."""
     lines = [
-        "| file | blocks | lines that go | calls left: convolutions, norms, sums | by its own converter | error | its error |",
+        "| file | blocks | lines that go | convolutions, norms, sums left | by its converter | error | its error |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for migration in MIGRATIONS:
