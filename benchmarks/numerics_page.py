@@ -57,8 +57,8 @@ def parts(run: dict[str, Any]) -> dict[str, str]:
         "nets": table("net", kinds["timm"]),
         "amplifiers": table("", kinds["amplifier"]),
         "nearer": nearer(rows),
-        "verify": f"Over all nets above, the difference of net and fused net in float32 was at most {within:.2f} of what\n"
-        "`verify` allows.\n",
+        "verify": "Over all nets above, the difference of net and fused net in float32 was at most"
+        f" {within:.2f} of what `verify` allows.\n",
         "machine": f"{machine['name']}, one thread, torch {machine['torch']}, timm {machine['timm']}.\n",
     }
 
@@ -108,7 +108,8 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
         figure, axes = plt.subplots(1, 3, figsize=(9, 3), layout="constrained")
         for axis, (dtype, ways) in zip(axes, panels.items(), strict=True):
             for way in ("", *ways):
-                points = [(r["depth"], r["errors"][dtype + way]) for r in ladder if r["errors"][dtype + way] is not None]
+                found = [(row["depth"], row["errors"][dtype + way]) for row in ladder]
+                points = [(depth, error) for depth, error in found if error is not None]
                 colour, line = STYLES[way]
                 label = way.removeprefix(", ").replace(" and ", ", then ") or "not fused"
                 axis.plot(*zip(*points, strict=True), color=colour, linestyle=line, marker=".", label=label)

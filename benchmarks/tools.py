@@ -15,6 +15,7 @@ import contextlib
 import copy
 import importlib.metadata
 import io
+import itertools
 import json
 import os
 import re
@@ -95,7 +96,7 @@ def by_ao(net: nn.Module, x: Tensor) -> nn.Module:
     layers = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
     pairs = [
         [name, after]
-        for (name, first), (after, second) in zip(called, called[1:], strict=False)
+        for (name, first), (after, second) in itertools.pairwise(called)
         if isinstance(first, layers) and isinstance(second, nn.BatchNorm2d)
     ]
     return fuse_modules(net, pairs) if pairs else net
@@ -125,6 +126,7 @@ def by_mct(net: nn.Module, x: Tensor) -> Callable[[Tensor], Any]:
     steps, config = PytorchImplementation(), QuantizationConfig(linear_collapsing=True, residual_collapsing=True)
     graph = steps.model_reader(net, lambda: iter([[x]]))
     graph.set_fw_info(INFO)
+    graph.fqc = None  # what a target can quantize: nothing is quantized here
     graph = substitute(graph, steps.get_substitutions_prepare_graph(INFO))
     for node in graph.nodes:
         node.prior_info = steps.get_node_prior_info(node=node, fw_info=INFO, graph=graph)
@@ -227,17 +229,15 @@ def answer(tool: Tool, case: Case) -> str:
     before, after = _work(net, inputs[0]), _work(folded, inputs[0]) if tool.counts else _in_graph(graphs[0])
     if all(a <= b for a, b in zip(after, case.best, strict=True)):
         return "stays" if case.best == before else "yes"
-    return "no" if after == before else f"in part: {_text(after)} left of {_text(before)}"
+    if after == before:
+        return "no"
+    kinds = zip(("layers", "norms", "sums"), before, after, strict=True)
+    return "in part: " + ", ".join(f"{kind} {old} → {new}" for kind, old, new in kinds if old != new)
 
 
 def _work(net: Any, x: Tensor) -> tuple[int, int, int]:
     calls = counted(net, x)[1]
     return calls["conv"] + calls["linear"], calls["norm"], calls["add"]
-
-
-def _text(work: tuple[int, int, int]) -> str:
-    words = zip(work, ("conv", "norm", "add"), strict=True)
-    return ", ".join(f"{number} {word}" for number, word in words if number) or "nothing"
 
 
 @contextlib.contextmanager
@@ -274,7 +274,8 @@ def behaviour(tool: Tool) -> dict[str, str]:
             raise
         except Exception as error:
             found["the class is kept"] = f"error: {type(error).__name__}"
-    same = state.keys() == net.state_dict().keys() and all(torch.equal(state[k], v) for k, v in net.state_dict().items())
+    now = net.state_dict()
+    same = state.keys() == now.keys() and all(torch.equal(state[key], value) for key, value in now.items())
     found["the argument is left as it was"] = "yes" if same and torch.equal(net(x), wanted) else "no"
     training = nn.Sequential(nn.Conv2d(C, C, 3), nn.BatchNorm2d(C)).to(tool.dtype).train()
     with quiet(), _graphs([]):

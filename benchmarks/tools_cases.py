@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # A module here is described where it is used; its forward is its description.
-# ruff: noqa: D101, D102
+# ruff: noqa: D102
 
 C = 6
 
