@@ -52,10 +52,14 @@ def shallow(module: nn.Module, tensor: Callable[[Tensor], Tensor]) -> nn.Module 
             own[name] = value
         elif name in ("_parameters", "_buffers"):
             own[name] = {key: None if t is None else tensor(t) for key, t in value.items()}
+        elif type(value) in _VALUES:
+            own[name] = value
+        elif name == "_non_persistent_buffers_set":
+            own[name] = set(value)
         elif name != "_modules":
-            if value and name not in ("training", "_non_persistent_buffers_set"):
+            if value:
                 return None
-            own[name] = value if type(value) in _VALUES else copy.copy(value)
+            own[name] = type(value)()
     children: dict[str, nn.Module | None] = {}
     for name, child in module._modules.items():
         below = None if child is None else shallow(child, tensor)
