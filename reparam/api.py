@@ -5,9 +5,10 @@ from typing import Any
 from torch import nn
 
 from reparam.cost import DEFAULT_COST, Cost
+from reparam.graph.fusing import apply, collected_later, refuse_bad_model
 from reparam.graph.lift import LIFTINGS, Lifting
 from reparam.graph.options import Options, Rule
-from reparam.graph.session import Session, apply, refuse_bad_model
+from reparam.graph.session import Session
 from reparam.report import Plan, Receipt
 
 
@@ -81,7 +82,8 @@ def plan(
         TrainingModeError: the model is in training mode.
     """
     refuse_bad_model(model)
-    return Session(model, Options(cost, exclude, liftings, example_inputs, only)).plan()
+    with collected_later():
+        return Session(model, Options(cost, exclude, liftings, example_inputs, only)).plan()
 
 
 def receipt(model: nn.Module) -> Receipt:

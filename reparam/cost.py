@@ -6,6 +6,7 @@ the number gets smaller. Sizes are relative: elements per channel at the resolut
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from typing import Any, Final, final
 
@@ -69,6 +70,7 @@ def always(work: Work) -> float:
 DEFAULT_COST: Final[Cost] = macs_and_traffic
 
 
+@lru_cache(maxsize=8192)
 def conv_work(conv: Conv, biased: bool, size_in: float, size_out: float, pads: bool = False) -> Work:
     """Work of one convolution; ``size_in`` and ``size_out`` are spatial elements, ``pads`` says that a pad is apart."""
     groups = conv.groups if conv.axes else 1  # nn.Linear has no groups
@@ -91,18 +93,20 @@ def _bent(conv: Conv) -> bool:
 
 def affine_work(formula: Affine, sizes: Mapping[Any, float], size_out: float) -> Work:
     """Work of a value that is computed as its formula says: one convolution per term, and the sum."""
-    work = Work()
     biased = formula.biased
+    works = []
     for root, conv in formula.terms.items():
         if conv.identity:
             continue
-        work += conv_work(conv, biased, sizes[root], size_out, conv.needs_pad or _bent(conv))
+        works.append(conv_work(conv, biased, sizes[root], size_out, conv.needs_pad or _bent(conv)))
         biased = False
     extra = len(formula.terms) - 1
     channels = formula.channels or 1
     if biased and any(conv.identity for conv in formula.terms.values()):
         extra += 1  # a bias that no convolution takes along
-    return work + Work(traffic=3 * channels * size_out * extra, launches=extra)
+    if len(works) == 1 and not extra:
+        return works[0]
+    return sum(works, Work(traffic=3 * channels * size_out * extra, launches=extra))
 
 
 def operation_work(

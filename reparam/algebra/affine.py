@@ -49,9 +49,7 @@ class Affine:
     @property
     def numeric(self) -> bool:
         """Whether all weights and the bias are there."""
-        return (self.bias is not None or not self.biased) and all(
-            conv.weight is not None or conv.identity for conv in self.terms.values()
-        )
+        return (self.bias is not None or not self.biased) and all(conv.numeric for conv in self.terms.values())
 
     @property
     def pointwise(self) -> bool:
@@ -79,7 +77,7 @@ class Affine:
 
 
 def _device(conv: Conv) -> torch.device | str:
-    return "cpu" if conv.weight is None else conv.weight.device
+    return conv.device or "cpu"
 
 
 def border_rule(outer: Conv, inner: Affine) -> Refusal | None:
@@ -165,7 +163,7 @@ def substitute(outer: Affine, formulas: Mapping[Any, Affine], *, trusted: bool =
             parts.setdefault(inner_root, []).append(composed)
         if inner.biased:
             biased = True
-            if inner.bias is not None and (conv.weight is not None or conv.identity):
+            if inner.bias is not None and conv.numeric:
                 moved = response(conv, inner.bias.double())
                 bias = moved if bias is None else bias.double() + moved.to(bias.device)
     terms: dict[Any, Conv] = {}

@@ -7,16 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from reparam.algebra import Affine
+from reparam.graph.direct import Direct
+from reparam.graph.evaluate import Evaluator, evaluate
 from reparam.graph.net import Frame, Value
 from reparam.graph.net_plan import NetPlan
-from reparam.graph.run import Evaluation, evaluate, run, units
+from reparam.graph.run import Evaluation, run, units
 from reparam.graph.trial import BATCH, OUTPUTS, length, margin
 
 TOLERANCE: Final = 1e-9
 
 
 def region_error(plan: NetPlan, value: Value, formula: Affine) -> float:
-    """Largest difference, relative to the magnitudes that are summed, between the formula and the original operations.
+    """Largest difference, relative to the size of the result, between the formula and the original operations.
 
     Args:
         plan: of the net.
@@ -28,14 +30,15 @@ def region_error(plan: NetPlan, value: Value, formula: Affine) -> float:
     """
     result = _last_identity(plan, value)
     region = [*_region(plan, value), *_between(plan, value, result)]
+    evaluator = Evaluator(formula)
     try:
-        return _region_error(plan, formula, result, units(region, plan.dead))
+        return _region_error(plan, evaluator, result, units(region, plan.dead))
     except Exception:  # a module that takes input of one size only: its operations are run one by one
-        return _region_error(plan, formula, result, region)
+        return _region_error(plan, evaluator, result, region)
 
 
-def _region_error(plan: NetPlan, formula: Affine, result: Value, region: Sequence[Value | Frame]) -> float:
-    modules: dict[int, nn.Module] = {}
+def _region_error(plan: NetPlan, evaluator: Evaluator, result: Value, region: Sequence[Value | Frame]) -> float:
+    formula, modules = evaluator.formula, dict[int, nn.Module]()
     worst = 0.0
     extra = margin([formula])
     for trial, outputs in enumerate(OUTPUTS):
@@ -49,9 +52,9 @@ def _region_error(plan: NetPlan, formula: Affine, result: Value, region: Sequenc
             if axes == 0:
                 shape[1:1] = [3] * (max(plan.known.rank(root).least, 2) - 2)
             inputs[root] = torch.randn(shape, generator=generator, dtype=torch.float64)
-        with torch.no_grad():
+        with torch.no_grad(), Direct():
             wanted = run(region, result, inputs, modules)
-            found, magnitude = evaluate(formula, inputs)
+            found, magnitude = evaluator.run(inputs)
         if wanted.shape != found.shape:
             return float("inf")
         worst = max(worst, float(((wanted - found).abs() / magnitude).max()))
@@ -72,7 +75,7 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
             if before:
                 source = next(iter(plan.formulas[norm].terms))
                 space = plan.known.spaces[norm]
-                places = [outputs + 2 + axis % 2 for axis in range(space.axes)]
+                places = [outputs + 4 + axis % 2 for axis in range(space.axes)]
                 shape = [2, space.channels, *places] if space.axes else _tokens(plan, norm, space.channels)
                 start = {source: torch.randn(shape, generator=generator, dtype=torch.float64)}
                 whole, skipped = Evaluation(start, modules), Evaluation({**start, norm: start[source]}, modules)
@@ -80,18 +83,18 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
                 for member in members:
                     wrap = next(w for w in plan.wraps[member] if w.norm is norm)
                     assert wrap.root is not None
-                    result, _ = evaluate(formulas[member], {wrap.root: skipped.value(wrap.root)})
+                    result = evaluate(formulas[member], {wrap.root: skipped.value(wrap.root)})
                     pairs.append((whole.value(member), result))
             else:
                 for formula in formulas.values():
                     for root, conv in formula.terms.items():
                         assert isinstance(root, Value)
                         shape = [2, conv.in_channels] if conv.axes else _tokens(plan, root, conv.in_channels)
-                        shape += [length(conv, axis, outputs + extra, trial) for axis in range(conv.axes)]
+                        shape += [length(conv, axis, outputs + 2 + extra, trial) for axis in range(conv.axes)]
                         inputs.setdefault(root, torch.randn(shape, generator=generator, dtype=torch.float64))
                 new: dict[Value, Tensor] = {}
                 for member, formula in formulas.items():
-                    new[member], _ = evaluate(formula, {r: inputs[r] for r in formula.terms if isinstance(r, Value)})
+                    new[member] = evaluate(formula, {r: inputs[r] for r in formula.terms if isinstance(r, Value)})
                 (last,) = plan.formulas[norm].terms
                 pairs = [(Evaluation(inputs, modules).value(norm), Evaluation({**inputs, **new}, modules).value(last))]
         for wanted, found in pairs:

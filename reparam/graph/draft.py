@@ -6,7 +6,7 @@ from typing import final
 
 from torch import nn
 
-from reparam.algebra import Affine, Refusal, substitute
+from reparam.algebra import Affine, Refusal, interned, substitute
 from reparam.graph.calls import name_of
 from reparam.graph.channels import SPLITS
 from reparam.graph.effects import pure, unused
@@ -14,7 +14,7 @@ from reparam.graph.leaves import EXCLUDED, OUTSIDE
 from reparam.graph.lift import Known, Lifting, lift
 from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan, numbers
-from reparam.graph.operation import Operation
+from reparam.graph.operation import Either, Operation
 from reparam.graph.placing import Mode, Place, Site
 from reparam.graph.sizes import SIZE_CALLS, batch_only, whole_shape
 from reparam.graph.worth import relative_sizes
@@ -42,7 +42,8 @@ class Draft:
         for value in net.values:
             lifted = lift(value, known, liftings)
             if isinstance(lifted, Operation):
-                operations[value] = lifted
+                shapes = {root: interned(conv) for root, conv in lifted.terms.items()}
+                operations[value] = replace(lifted, terms=shapes)
             elif isinstance(lifted, Refusal):
                 boundaries[value] = lifted.at(value.path, value.name)
         formulas = {value: operation.structure for value, operation in operations.items()}
@@ -122,7 +123,7 @@ class Draft:
         """The formula of ``reader`` with ``value`` replaced, by ``inner`` if that is given."""
         inner = self.plan.formulas[value] if inner is None else inner
         moved = [value, *(root for root in inner.terms if isinstance(root, Value))]
-        gone = self.plan.inlined | dict(inlined)
+        gone = Either(self.plan.inlined, inlined)
         if not self.plan.known.effects.stable(moved, value.index, reader.index, gone):
             return Refusal("in_place", "memory that it reads is written in between", "use the operation that copies")
         if value.mode != reader.mode:

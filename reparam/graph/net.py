@@ -11,6 +11,7 @@ from typing import Any, Protocol, final
 
 from torch import fx, nn
 
+from reparam.graph.sharing import with_own_graph
 from reparam.graph.space import Space
 from reparam.graph.trace import Trace
 from reparam.graph.unread import Unread
@@ -45,6 +46,18 @@ class Frame:
         yield from self.values
         for child in self.children:
             yield from child.below()
+
+    def own_graph(self) -> fx.Graph:
+        """The graph of the call, to be changed: a copy if other modules have the same."""
+        if self.trace.sharers:
+            self.trace, copies = with_own_graph(self.trace)
+            self.env = {copies[node]: known for node, known in self.env.items()}
+            self.locals = {value: copies[node] for value, node in self.locals.items()}
+            for value in self.values:
+                value.node = copies[value.node]
+            for child in self.children:
+                child.call = None if child.call is None else copies[child.call]
+        return self.trace.graph
 
     def local(self, value: "Value") -> fx.Node | None:
         """The node by which this frame knows a value."""

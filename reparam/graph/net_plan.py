@@ -1,6 +1,6 @@
 """What happens to the values of one net, and the numbers that follow from it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import final
 
@@ -67,7 +67,7 @@ class NetPlan:
 
     def numbers(self, value: Value) -> Affine:
         """The formula of a value with weights."""
-        formula = numbers(self.operations, self.inlined, value)
+        formula = numbers(self.operations, self.inlined, value, pending=True)
         for wrap in self.wraps.get(value, ()):
             result = wrapped(formula, value, wrap, numbers(self.operations, self.inlined, wrap.norm))
             if isinstance(result, Refusal):
@@ -76,17 +76,25 @@ class NetPlan:
         return formula
 
 
-def numbers(operations: Mapping[Value, Operation], inlined: Iterable[Value], value: Value) -> Affine:
-    """The formula of ``value`` with weights, the formulas of ``inlined`` put in."""
-    chosen = inlined if isinstance(inlined, dict) else dict.fromkeys(inlined)
+def numbers(
+    operations: Mapping[Value, Operation], inlined: Container[Value], value: Value, *, pending: bool = False
+) -> Affine:
+    """The formula of ``value`` with weights, the formulas of ``inlined`` put in.
+
+    Args:
+        operations: by value.
+        inlined: what is put in.
+        value: whose formula it is.
+        pending: whether large weights are left to be computed, see ``reparam.algebra.Pending``.
+    """
     done: dict[Value, Affine] = {}
     result: Affine | Refusal = Affine({})
-    for v in (*absorbed(operations, chosen, value), value):
-        formula = operations[v].numbers()
+    for v in (*absorbed(operations, inlined, value), value):
+        formula = operations[v].numbers(pending)
         inner = {source: done[source] for source in formula.terms if source in done}
         result = substitute(formula, inner, trusted=True) if inner else formula
-        if isinstance(result, Refusal) or any(root in chosen for root in result.terms):
-            result = _from_outside(operations, chosen, v)
+        if isinstance(result, Refusal) or any(root in inlined for root in result.terms):
+            result = _from_outside(operations, inlined, v)
         if isinstance(result, Affine):
             done[v] = result
     if isinstance(result, Refusal):
@@ -94,9 +102,7 @@ def numbers(operations: Mapping[Value, Operation], inlined: Iterable[Value], val
     return result
 
 
-def _from_outside(
-    operations: Mapping[Value, Operation], inlined: Mapping[Value, None], value: Value
-) -> Affine | Refusal:
+def _from_outside(operations: Mapping[Value, Operation], inlined: Container[Value], value: Value) -> Affine | Refusal:
     """The same, one operation after the other from the last to the first.
 
     A layer between two changes of layout is a convolution, and a part of the three behind a convolution is none.

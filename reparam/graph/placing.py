@@ -78,7 +78,7 @@ def place(
     reader: Value,
     formula: Affine,
     operations: Mapping[Value, Operation],
-    inlined: Mapping[Value, None],
+    inlined: Container[Value],
     site: Site,
     dead: Set[Value],
     shared: Container[Value] = (),
@@ -161,7 +161,7 @@ def _edit(
     path: list[Value],
     formula: Affine,
     operations: Mapping[Value, Operation],
-    inlined: Mapping[Value, None],
+    inlined: Container[Value],
     site: Site,
     dead: Set[Value],
 ) -> Place | str:
@@ -198,7 +198,7 @@ def _edit(
 
 
 def _carrier(
-    frame: Frame, root: Value, at: Value, operations: Mapping[Value, Operation], inlined: Mapping[Value, None]
+    frame: Frame, root: Value, at: Value, operations: Mapping[Value, Operation], inlined: Container[Value]
 ) -> tuple[Value, list[Value]] | None:
     """A value known in ``frame`` that carries ``root`` once the values between them hand on their input."""
     if frame.local(root) is not None:
@@ -218,7 +218,7 @@ def _covered(
     path: list[Value],
     sources: list[Value],
     operations: Mapping[Value, Operation],
-    inlined: Mapping[Value, None],
+    inlined: Container[Value],
     dead: Set[Value],
 ) -> tuple[Frame | None, list[Value]]:
     """The frame whose whole work is this formula of ``sources``, and the values behind it that hand on its result."""

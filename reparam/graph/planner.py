@@ -15,6 +15,7 @@ from reparam.graph.draft import Draft
 from reparam.graph.lift import Known, Lifting
 from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan
+from reparam.graph.operation import Either
 from reparam.graph.placing import Place, Site, place
 from reparam.graph.pruning import Pruning
 from reparam.graph.spreading import Spreading
@@ -207,7 +208,7 @@ class _Planner:
         return False
 
     def _place(self, reader: Value, formula: Affine, chosen: dict[Value, None]) -> Place | Refusal:
-        inlined = self.plan.inlined | chosen
+        inlined = Either(self.plan.inlined, chosen)
         site, dead = self.draft.site, self.plan.dead
         return place(reader, formula, self.plan.operations, inlined, site, dead, self.plan.spread)
 

@@ -1,6 +1,5 @@
 """Read a model from its root; parts that are opaque become roots of their own."""
 
-import inspect
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
@@ -13,7 +12,10 @@ from torch.optim.swa_utils import AveragedModel
 from reparam.graph.arguments import HOLE, default_arguments
 from reparam.graph.examples import Call, Examples
 from reparam.graph.leaves import CLOSED, SHARED, hooks, is_leaf
+from reparam.graph.likeness import Likeness
 from reparam.graph.net import Declared, Frame, Net, Reading, Value
+from reparam.graph.sharing import can_be_shared, of_its_like
+from reparam.graph.signatures import signature_of
 from reparam.graph.structures import NOTHING, key_of, pick, resolve, spec_of, values_in
 from reparam.graph.trace import Trace, trace
 from reparam.graph.unread import Unread
@@ -39,6 +41,8 @@ class _Reader:
         self.branching: dict[str, str] = {}
         self.pending: list[tuple[nn.Module, str]] = []
         self.kept: list[Any] = []
+        self.likeness = Likeness(model)
+        self.alike: dict[Any, Trace] = {}
 
     def read(self) -> Reading:
         while True:
@@ -96,12 +100,24 @@ class _Reader:
     def _trace(self, module: nn.Module, path: str, arguments: Mapping[str, Any]) -> Trace | Unread:
         key = (id(module), key_of(arguments))
         if key not in self.traces:
-            traced = trace(module, arguments)
+            traced = self._of_its_like(module, arguments)
             if isinstance(traced, Unread) and self.calls is not None:
                 traced = trace(module, arguments, Examples(self.calls, path))
             self.traces[key] = traced
             self.kept.append(module)
         return self.traces[key]
+
+    def _of_its_like(self, module: nn.Module, arguments: Mapping[str, Any]) -> Trace | Unread:
+        """The trace of a module: that of another one which is alike, if it was read and computed with no tensor."""
+        number = self.likeness.number(module)
+        key = (number, key_of(arguments))
+        other = None if number is None else self.alike.get(key)
+        if other is not None:
+            return of_its_like(other, module)
+        traced = trace(module, arguments)
+        if isinstance(traced, Trace) and number is not None and can_be_shared(traced):
+            self.alike[key] = traced
+        return traced
 
     def _open(self, module: nn.Module, path: str, traced: Trace, calls: Counter[int]) -> Net:
         root = Frame(module, path, traced)
@@ -231,7 +247,7 @@ def _has_forward(module: nn.Module) -> bool:
 
 def _bind_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | Unread:
     try:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        bound = signature_of(module).bind(*args, **kwargs)
     except (TypeError, ValueError) as error:
         return Unread(f"{type(error).__name__}: {error}")
     bound.apply_defaults()

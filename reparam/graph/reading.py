@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._device import _device_constructors
 
+from reparam.graph.entry_methods import forget_classes
 from reparam.graph.proxy import PLAIN, Traced, has_traced
+from reparam.graph.signatures import forget_signatures
 from reparam.graph.tracer import Tracer
 
 _TENSOR: Final = torch.empty(0, device="meta")
@@ -151,6 +153,8 @@ def _sized(name: str) -> Callable[..., Any]:
 @contextmanager
 def reading() -> Iterator[None]:
     """While it lasts, calls of modules and reads of their tensors are reported to the tracer that is at work."""
+    forget_classes()
+    forget_signatures()
     call, getattr_ = nn.Module.__call__, nn.Module.__getattr__
 
     def traced_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

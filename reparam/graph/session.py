@@ -1,20 +1,20 @@
 """From a model to its plan, and from the plan to the fused model."""
 
-import copy
-from typing import Any, final
+from collections.abc import Mapping
+from typing import final
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 
 from reparam.algebra import Affine, Refusal
-from reparam.errors import CheckError, ReparamError, TrainingModeError
+from reparam.algebra.groups import rows
 from reparam.graph.check import TOLERANCE, group_error, region_error
 from reparam.graph.emit import Emitter
 from reparam.graph.examples import record
+from reparam.graph.filling import empty, fill
 from reparam.graph.lift import Known
 from reparam.graph.lift.declared import declared_in
-from reparam.graph.modules import Fused, mixed, modules_of
+from reparam.graph.modules import Fused, built, kind_of_weights, mixed
 from reparam.graph.net import Net, Reading, Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.options import Options
@@ -24,11 +24,9 @@ from reparam.graph.reader import read
 from reparam.graph.reading import reading
 from reparam.graph.reports import Reports
 from reparam.graph.site import Limits
-from reparam.graph.swap import State
 from reparam.graph.unread import first_line
 from reparam.graph.used import makers_only
 from reparam.report import Plan, Receipt
-from reparam.verification.verify import verify
 
 
 @final
@@ -77,8 +75,14 @@ class Session:
                     ready[:] = [fused for fused in ready if fused.value not in members]
         return failed
 
-    def apply(self, check: bool) -> Receipt:
-        """Fuse the model that was read, in place; nothing is changed before everything was computed and checked."""
+    def apply(self, check: bool, *, one_by_one: bool = False) -> Receipt:
+        """Fuse the model that was read, in place; nothing is changed before everything was computed and checked.
+
+        Args:
+            check: whether regions are checked.
+            one_by_one: weights are computed twice, and the second time each region frees what it replaces; the session
+                cannot be used any more.
+        """
         ready: list[Fused] = []
         failed: list[Refusal] = []
         errors: dict[Value, float] = {}
@@ -89,7 +93,12 @@ class Session:
                     failed.append(refusal.at(value.path, value.name))
                     continue
                 formula = plan.numbers(value)
-                refusal = _unfit(plan, value, formula)
+                kind = kind_of_weights(plan, value)
+                if isinstance(kind, Refusal):
+                    failed.append(kind.at(value.path, value.name))
+                    continue
+                modules = built(formula, kind)
+                refusal = _unfit(formula, modules)
                 if refusal is None and check and not _is_meta(formula) and value not in plan.wraps:
                     try:
                         errors[value] = region_error(plan, value, formula)
@@ -101,28 +110,26 @@ class Session:
                         why = _differs(errors[value])
                         refusal = Refusal("check", why)
                 if refusal is None:
-                    modules = modules_of(plan, value, formula)
-                    if isinstance(modules, Refusal):
-                        refusal = modules
-                    elif not all(_finite(p) for m in modules.values() if m is not None for p in m.parameters()):
-                        refusal = Refusal(
-                            "finite", "its weights leave the range of their data type", "use a wider data type"
-                        )
-                    else:
-                        ready.append(Fused(plan, value, plan.places[value], modules))
-                if refusal is not None:
+                    ready.append(Fused(plan, value, plan.places[value], modules, kind))
+                    if one_by_one:
+                        empty(ready[-1])
+                else:
                     failed.append(refusal.at(value.path, value.name))
         if check:
             failed += self._check_groups(ready, errors)
         self.fused = _without_entangled(ready)
         together = "it shares operations with a region that is left alone"
+        kept = {fused.value for fused in self.fused}
         for fused in ready:
-            if fused not in self.fused:
+            if fused.value not in kept:
                 refusal = Refusal("together", together)
                 failed.append(refusal.at(fused.value.path, fused.value.name))
         receipt = self._reports.receipt(self.fused, errors, failed)
         unread = [value for plan in self.plans for value in plan.dropped]
         Emitter(self.model, self.reading.nets).apply(self.fused, unread)
+        if one_by_one:
+            with torch.no_grad():
+                fill(self.fused, self.reading.nets)
         return receipt
 
 
@@ -163,64 +170,23 @@ def _final(plan: NetPlan, value: Value) -> Value:
     return value
 
 
-def _unfit(plan: NetPlan, value: Value, formula: Affine) -> Refusal | None:
+def _unfit(formula: Affine, modules: Mapping[Value, nn.Module | None]) -> Refusal | None:
     """Why the numbers of a region do not allow what its structure does."""
-    tensors = [conv.weight for conv in formula.terms.values() if conv.weight is not None]
+    if all(_finite(p) for module in modules.values() if module is not None for p in module.parameters()):
+        return None
+    tensors = [rows(conv) for conv in formula.terms.values() if not conv.identity]
     if formula.bias is not None:
         tensors.append(formula.bias)
     if not all(_finite(tensor) for tensor in tensors):
         return Refusal("finite", "its weights are not finite", "repair the weights")
-    return None
+    return Refusal("finite", "its weights leave the range of their data type", "use a wider data type")
 
 
 def _finite(tensor: Tensor) -> bool:
-    return tensor.is_meta or bool(torch.isfinite(tensor).all())
+    if tensor.is_meta or bool(torch.isfinite(tensor.sum())):  # a sum with a number that is not finite is not finite
+        return True
+    return bool(torch.isfinite(tensor).all())
 
 
 def _is_meta(formula: Affine) -> bool:
     return any(conv.weight is not None and conv.weight.is_meta for conv in formula.terms.values())
-
-
-def refuse_bad_model(model: object) -> None:
-    """Raise if a model cannot be fused at all."""
-    if not isinstance(model, nn.Module):
-        raise ReparamError(f"expected an nn.Module, found {type(model).__name__}: pass the model itself")
-    exported = isinstance(model, fx.GraphModule) and "eval" in vars(model)  # has no eval(): its mode is in its graph
-    if model.training and not exported:
-        raise TrainingModeError(
-            f"expected a model in eval mode, found {type(model).__name__} in training mode, where batch norms use the"
-            " statistics of the batch: call model.eval() first"
-        )
-
-
-def apply(model: nn.Module, options: Options, *, inplace: bool, check: bool) -> nn.Module:
-    """Fuse a model, and compare the result with it on the example inputs, if there are any."""
-    refuse_bad_model(model)
-    target = model if inplace else copy.deepcopy(model)
-    compared = check and options.example_inputs is not None and not any(t.is_meta for t in model.parameters())
-    original = copy.deepcopy(model) if compared and inplace else model
-    before = [State(module) for module in target.modules()]
-    Session(target, options).apply(check).attach(target)
-    if compared:
-        try:
-            _refuse_difference(original, target, options.example_inputs)
-        except BaseException:
-            for state in before:
-                state.restore()
-            raise
-    for module in target.modules():
-        if isinstance(module, DistributedDataParallel):
-            reducer: Any = module
-            reducer.__setstate__(reducer.__getstate__())  # its reducer refers to the parameters it was made with
-    return target
-
-
-def _refuse_difference(model: nn.Module, fused: nn.Module, example_inputs: Any) -> None:
-    result = verify(model, fused, example_inputs)
-    if not result.ok:
-        raise CheckError(
-            f"expected the fused model to compute what {type(model).__name__} computes, found another result on the"
-            f" example inputs (a: the model, b: fused), so nothing was fused: {result}\n"
-            "pass check=False to fuse all the same, or exclude= the module where they part",
-            result,
-        )

@@ -1,6 +1,5 @@
 """What of a model may be changed, and where."""
 
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, final
@@ -9,11 +8,13 @@ from torch import fx, nn
 
 from reparam.graph.edit import STOCK
 from reparam.graph.entries import EntryPoints, variants
+from reparam.graph.entry_methods import uncalled
 from reparam.graph.generated import SOURCE
 from reparam.graph.leaves import EXCLUDED, OUTSIDE, hooks
 from reparam.graph.net import Frame, Net, Reading, Value
 from reparam.graph.options import Options
 from reparam.graph.placing import Mode, Place, Site
+from reparam.graph.signatures import parameters_of
 from reparam.graph.source import fixed_signature
 from reparam.graph.swap import carried
 from reparam.graph.used import join
@@ -103,7 +104,7 @@ class Limits:
             return "the module has hooks or is called in several places"
         if frame.trace.modes:
             return "its forward changes the autocast or gradient mode"
-        parameters = list(inspect.signature(frame.module.forward).parameters.values())
+        parameters = list(parameters_of(frame.module).values())
         if len(parameters) != 1 or parameters[0].kind is not parameters[0].POSITIONAL_OR_KEYWORD:
             return "its forward takes more than one argument"
         if _entangled(frame.path, self._exposed):
@@ -160,7 +161,7 @@ class Limits:
             if apart:
                 return apart
             names = {str(node.target).partition(".")[0] for node in nodes if node.op == "call_module"}
-            for method, read_names in self.entries.beside(frame).items():
+            for method, read_names in uncalled(type(frame.module)).items():
                 if names & read_names and not names <= read_names:
                     return f"the method {method} of {frame.path or 'the model'} uses some of them"
         return ""

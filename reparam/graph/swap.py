@@ -21,6 +21,8 @@ class State:
 
     def restore(self) -> None:
         """Make it what it was."""
+        if self._is_as_it_was():
+            return
         if type(self.module) is not self.kind:
             object.__setattr__(self.module, "__class__", self.kind)
         self.module.__dict__.clear()
@@ -29,6 +31,16 @@ class State:
             if list(registry.items()) != list(entries.items()):
                 registry.clear()
                 registry.update(entries)
+
+    def _is_as_it_was(self) -> bool:
+        pairs = [(self.module.__dict__, self.attributes), *self.registered]
+        return type(self.module) is self.kind and all(_same(now, before) for now, before in pairs)
+
+
+def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether two mappings hold the same objects under the same names, in the same order."""
+    pairs = zip(now.items(), before.items(), strict=False)
+    return len(now) == len(before) and all(a == b and one is other for (a, one), (b, other) in pairs)
 
 
 def homes_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:

@@ -3,9 +3,8 @@
 Parameters stay concrete while tracing, so that generated weights become constants and ``if self.alpha:`` works.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, final
 
 import torch
@@ -16,6 +15,7 @@ from reparam.graph.arguments import ArgumentSpec, filled, has_hole
 from reparam.graph.examples import Examples
 from reparam.graph.proxy import EXAMPLE, PLAIN
 from reparam.graph.reading import ACTIVE, traced_builtins
+from reparam.graph.signatures import parameters_of
 from reparam.graph.snapshot import Snapshot
 from reparam.graph.tracer import Kinds, Lacking, Tracer, current_mode
 from reparam.graph.unread import Unread, first_line, place_of, raised_by_user
@@ -43,9 +43,12 @@ class Trace:
         modes: nodes under another autocast or gradient mode than the caller's.
         specialised: whether sizes of the example input went into the graph.
         cache: a collection of the module that the forward fills; empty if none.
+        computed: whether the forward computed with tensors alone, so that the graph may depend on what they hold.
+        entries: nodes that a public method of the module computes which can be called by itself, with its name.
         recast: a class of lists or dicts that the forward makes and the graph holds as plain ones; empty if none.
         otherwise: what it does for other outcomes of its conditions on the input.
         branches: the line of code with the last of these conditions; empty if there is one outcome.
+        sharers: modules that have the same graph, being alike, beside the one that was read.
     """
 
     module: nn.Module
@@ -59,17 +62,19 @@ class Trace:
     lacking: tuple[Lacking, ...]
     modes: Mapping[fx.Node, tuple[bool, ...]]
     specialised: bool = False
+    computed: bool = True
+    entries: Mapping[fx.Node, str] = field(default_factory=dict)
     cache: str = ""
     recast: str = ""
     otherwise: "tuple[Trace, ...]" = ()
     branches: str = ""
+    sharers: list[nn.Module] = field(default_factory=list)
 
 
 def trace(
     module: nn.Module,
     arguments: ArgumentSpec,
     examples: Examples | None = None,
-    on_node: Callable[[fx.Node], None] | None = None,
     method: str = "forward",
 ) -> Trace | Unread:
     """Read ``module.forward``; must run inside ``reading()``.
@@ -82,18 +87,17 @@ def trace(
         module: the module.
         arguments: for each parameter of its forward a constant, a hole, or a structure of them.
         examples: sizes of its inputs and of the results of its children.
-        on_node: called after each new node.
         method: what is read instead of the forward.
     """
     refused = _not_python(module)
     if refused is not None:
         return refused
-    result = _follow(module, arguments, examples, on_node, method)
+    result = _follow(module, arguments, examples, method)
     numbers = isinstance(result, Unread) and result.reason.startswith("TypeError")
     if numbers:
-        result = _follow(module, arguments, examples, on_node, method, numbers=True)
+        result = _follow(module, arguments, examples, method, numbers=True)
     if isinstance(result, Unread) or result.otherwise:
-        closed = _follow(module, arguments, examples, on_node, method, opens=False, numbers=numbers)
+        closed = _follow(module, arguments, examples, method, opens=False, numbers=numbers)
         if isinstance(closed, Trace) and (isinstance(result, Unread) or not closed.otherwise):
             return closed
     return result
@@ -103,7 +107,6 @@ def _follow(
     module: nn.Module,
     arguments: ArgumentSpec,
     examples: Examples | None,
-    on_node: Callable[[fx.Node], None] | None,
     method: str,
     *,
     opens: bool = True,
@@ -114,7 +117,7 @@ def _follow(
     branches = ""
     answers: list[bool] = []
     for _ in range(MOST_ATTEMPTS):
-        tracer = Tracer(module, examples, answers, on_node)
+        tracer = Tracer(module, examples, answers, method)
         tracer.opens, tracer.numbers = opens, numbers
         result = _attempt(tracer, arguments, method)
         answers = tracer.answers[: len(tracer.asked)]
@@ -190,8 +193,8 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
                     values[name] = filled(spec, placeholder)
             ACTIVE.append(tracer)
             try:
-                with traced_builtins(tracer.opens, tracer.numbers):
-                    result = _call(getattr(module, method), values)
+                with traced_builtins(tracer.opens, tracer.numbers), tracer.watch:
+                    result = _call(module, method, values)
                 output = tracer.create_arg(result)
             finally:
                 ACTIVE.pop()
@@ -215,6 +218,8 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
         lacking=tuple(tracer.lacking),
         modes=tracer.modes,
         specialised=tracer.specialised,
+        computed=tracer.watch.computed,
+        entries=tracer.entries,
         cache=snapshot.cached,
         recast=tracer.recast,
     )
@@ -242,10 +247,10 @@ def _operations(traced: Trace) -> list[Any]:
     return found
 
 
-def _call(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+def _call(module: nn.Module, method: str, values: Mapping[str, Any]) -> Any:
     """Call a forward as a user does: what is left at its default is not given, for a decorator may give it itself."""
     positional, keyword = [], {}
-    parameters = inspect.signature(function).parameters
+    parameters = parameters_of(module, method)
     variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
     for name, parameter in parameters.items():
         optional = parameter.default is not parameter.empty and not variadic
@@ -260,7 +265,7 @@ def _call(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
                 keyword[name] = values[name]
             else:
                 positional.append(values[name])
-    return function(*positional, **keyword)
+    return getattr(module, method)(*positional, **keyword)
 
 
 def _not_python(module: nn.Module) -> Unread | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from reparam.algebra import Affine, Border, Conv
 from reparam.graph.net import Value
 
-OUTPUTS: Final = (2, 3)  # beyond those that a border can reach; axes differ, so that they cannot be mixed up
+OUTPUTS: Final = (0, 1)  # beyond those that a border can reach; axes differ, so that they cannot be mixed up
 BATCH: Final = (2, 1)
 
 
@@ -28,14 +28,20 @@ def inputs_of(formula: Affine, trial: int) -> dict[Value, Tensor]:
 def margin(formulas: Iterable[Affine]) -> int:
     """Outputs per axis that a border can reach."""
     convs = [conv for formula in formulas for conv in formula.terms.values()]
-    wide = max((abs(p) for conv in convs for p in (*conv.lo, *conv.hi)), default=0)
-    bent = any(conv.border is not Border.CONSTANT for conv in convs)
-    return (3 if bent else 2) * wide  # a reflecting border must be shorter than the input
+    if any(conv.border is not Border.CONSTANT for conv in convs):  # a reflecting border must be shorter than the input
+        return 3 * max((abs(p) for conv in convs for p in (*conv.lo, *conv.hi)), default=0)
+    return max((_reached(conv, axis) for conv in convs for axis in range(conv.axes)), default=0)
+
+
+def _reached(conv: Conv, axis: int) -> int:
+    """Outputs on one axis that the borders of a convolution can reach, at both ends."""
+    step = 1 if conv.transposed else conv.stride[axis]
+    return sum(-(-abs(p) // step) for p in (conv.lo[axis], conv.hi[axis]))
 
 
 def length(conv: Conv, axis: int, outputs: int, trial: int) -> int:
     """Input length that gives as many outputs on the first axis and one more on the second, and so on in turn."""
-    outputs += axis % 2
+    outputs = max(outputs, 1) + axis % 2
     if conv.transposed or conv.identity:
         return outputs
     s = conv.stride[axis]

@@ -62,7 +62,7 @@ def weight_ranges(plan: Plan) -> tuple[ChannelRanges, ...]:
                 conv for member in region_members(net, value) for conv in _convs(net.operations[member].numbers())
             ]
             after = _convs(net.numbers(value))
-            if any(conv.weight is None or conv.weight.is_meta for conv in (*before, *after)):
+            if any(conv.device is None or conv.device.type == "meta" for conv in (*before, *after)):
                 raise ReparamError(
                     f"expected weights with values, found weights on the meta device at {region.path or 'the model'}:"
                     " load the weights before asking for their ranges"

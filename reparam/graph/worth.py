@@ -41,10 +41,8 @@ class Worth:
         return affine_work(formula, self.sizes, self.sizes[value])
 
     def _sum(self, formulas: Mapping[Value, Affine]) -> Work:
-        total = Work()
-        for value, formula in formulas.items():
-            total += self._work(value, formula)
-        return total
+        works = [self._work(value, formula) for value, formula in formulas.items()]
+        return works[0] if len(works) == 1 else sum(works, Work())
 
     def _seconds(self, formulas: Mapping[Value, Affine]) -> float:
         assert isinstance(self.cost, Measured)

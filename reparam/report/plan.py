@@ -50,8 +50,8 @@ class Plan(Report):
         Returns:
             The fused model; ``reparam.receipt`` tells what was done, with the measured error of each region.
         """
+        from reparam.graph.fusing import apply
         from reparam.graph.options import Options
-        from reparam.graph.session import apply
 
         return apply(self.model, self.options or Options(), inplace=inplace, check=check)
 

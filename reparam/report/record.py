@@ -1,7 +1,8 @@
 """Reports as plain data, and back."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from reparam.algebra import Refusal
@@ -16,26 +17,33 @@ def of_report(report: "Report") -> dict[str, Any]:
     return {
         "model": report.model_type,
         "regions": [_of_region(region) for region in report.regions],
-        "left": [_plain(asdict(refusal)) for refusal in report.left],
-        "boundaries": [_plain(asdict(refusal)) for refusal in report.boundaries],
+        "left": [_fields(refusal) for refusal in report.left],
+        "boundaries": [_fields(refusal) for refusal in report.boundaries],
         "modules": dict(report.modules),
-        "totals": _plain(asdict(report.totals)),
+        "totals": _fields(report.totals),
     }
 
 
 def _of_region(region: Region) -> dict[str, Any]:
-    record = _plain(asdict(region))
-    assert isinstance(record, dict)
-    return record | {"before": list(region.before), "after": list(region.after)}
+    return _fields(region) | {"before": list(region.before), "after": list(region.after)}
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {name: _plain(getattr(record, name)) for name in _names(type(record))}  # type: ignore[arg-type]  # a class is hashable
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, enumerations as their values."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+    """Records as dicts, tuples as lists, enumerations as their values."""
+    if isinstance(value, str | int | float | None):
+        return value
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value.value if isinstance(value, Kind) else value
+    return value.value if isinstance(value, Kind) else _fields(value)
 
 
 def to_report(

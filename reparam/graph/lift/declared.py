@@ -18,11 +18,12 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 from reparam.algebra import Border, Conv, Refusal
 from reparam.errors import ReparamError
+from reparam.graph.evaluate import Evaluator
 from reparam.graph.lift.base import Known, Lifted, per_axis, shape_text
 from reparam.graph.lift.convs import padding_of
 from reparam.graph.net import Value
 from reparam.graph.operation import Operation
-from reparam.graph.run import evaluate, run
+from reparam.graph.run import run
 from reparam.graph.space import Space
 from reparam.graph.trial import inputs_of
 from reparam.graph.unread import first_line
@@ -191,7 +192,7 @@ class Declaration:
                 for trial in range(2):
                     inputs = inputs_of(numbers, trial)
                     wanted = run([value], value, inputs, {})
-                    found, magnitude = evaluate(numbers, inputs)
+                    found, magnitude = Evaluator(numbers).run(inputs)
                     if wanted.shape != found.shape:
                         shapes = f"{tuple(found.shape)} instead of {tuple(wanted.shape)}"
                         return Refusal(RULE, f"its formula gives the shape {shapes}", "repair the formula")
