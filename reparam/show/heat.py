@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def draw_ranges(ranges: "Sequence[ChannelRanges]", file: Path) -> Path:
     """Draw one line per region, one cell per output channel: its largest weight, in medians of the line."""
     if not ranges:
-        raise ReparamError("expected a plan with regions, found none: nothing is fused")
+        raise ReparamError("expected a plan with regions, found none: nothing is fused, and print(plan) says why")
     try:
         from matplotlib.colors import TwoSlopeNorm
         from matplotlib.figure import Figure
