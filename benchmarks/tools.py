@@ -305,7 +305,7 @@ def table(run: dict[str, dict[str, Any]]) -> str:
     tools = [tool for tool in TOOLS if "answers" in run.get(tool.name, {})]
     lines = ["| | " + " | ".join(tool.name for tool in tools) + " |", "|---|" + "---|" * len(tools)]
     lines += [
-        f"| {name} | " + " | ".join(run[tool.name]["answers"].get(name, "–") for tool in tools) + " |"
+        f"| {name} | " + " | ".join(shown(run[tool.name]["answers"].get(name, "–")) for tool in tools) + " |"
         for name in run["reparam"]["answers"]
     ]
     versions = ", ".join(f"{tool.package} {run[tool.name]['version']}" for tool in tools if tool.package)
@@ -314,6 +314,11 @@ def table(run: dict[str, dict[str, Any]]) -> str:
     if missing:
         lines.append(f"Not run: {'; '.join(missing)}.")
     return "\n".join(lines) + "\n"
+
+
+def shown(answer: str) -> str:
+    """An answer without the type of its error, which the JSON file has."""
+    return "error" if answer.startswith("error") else answer
 
 
 def main() -> None:
