@@ -87,7 +87,7 @@ def packed(layer: Layer, activation: str) -> Step:
     conv, x = layer.conv, layer.x
     assert not isinstance(conv.padding, str)
     pads, strides, dilation = list(conv.padding), list(conv.stride), list(conv.dilation)
-    weight = torch.ops.mkldnn._reorder_convolution_weight(
+    weight = torch._C._nn.mkldnn_reorder_conv2d_weight(
         conv.weight.detach().to_mkldnn(), pads, strides, dilation, conv.groups, list(x.shape)
     )
     bias = None if conv.bias is None else conv.bias.detach()

@@ -1,7 +1,7 @@
 """What `fuse` returns, timed in six runtimes beside the net as it was and the form that its author's converter gives.
 
-    python -m benchmarks.outputs             fills benchmarks/results/outputs.json and docs/speed.md; about 20 minutes
-    python -m benchmarks.outputs --quick     two nets, printed
+python -m benchmarks.outputs             fills benchmarks/results/outputs.json and docs/speed.md; about 20 minutes
+python -m benchmarks.outputs --quick     two nets, printed
 """
 
 import os
