@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from math import gcd
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from reparam.algebra.pending import Part, Pending
 from reparam.algebra.refusal import Refusal
 
 RULE = "branch_sum"
+MOST_PARTS: Final = 16  # of a weight that is computed later: a sum of thousands of branches is formed in steps
 
 
 def branch_sum(parts: Sequence[Conv]) -> Conv | Refusal:
@@ -85,7 +87,7 @@ def _summed(box: Conv) -> Conv:
 def _summands(box: Conv, part: Conv) -> list[Part]:
     """The summands that one convolution brings into a sum whose weight is computed later."""
     inner = (Part(part, part.weight, ()),) if part.pending is None else part.pending.parts
-    if part.pending is not None and part.pending.box.lo != part.lo:
+    if part.pending is not None and (len(inner) > MOST_PARTS or part.pending.box.lo != part.lo):
         inner = (Part(part, rows(part), ()),)
     return [replace(p, taps=_taps(box, p.conv)) for p in inner]
 

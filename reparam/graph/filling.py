@@ -5,6 +5,7 @@ weights. The old ones are only needed by the regions that they go into, and are 
 memory that fusing needs is that of one region.
 """
 
+import gc
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -32,7 +33,8 @@ def empty(fused: Fused) -> None:
 def fill(regions: Sequence[Fused], nets: Iterable[Net]) -> None:
     """Compute the weights of all regions of a model that holds their modules, and let go of what they came from.
 
-    An interruption waits for the last one: before, the model has modules without weights.
+    An interruption waits for the last one, and where memory runs out, it is tried once more: the model has modules
+    without weights until then.
     """
     _forget(nets)
     readers: Counter[Value] = Counter(v for fused in regions for v in region_members(fused.plan, fused.value))
@@ -40,8 +42,10 @@ def fill(regions: Sequence[Fused], nets: Iterable[Net]) -> None:
     for fused in regions:
         try:
             _fill(fused)
-        except KeyboardInterrupt as stop:
-            interrupted = stop
+        except (KeyboardInterrupt, MemoryError) as stop:
+            if isinstance(stop, KeyboardInterrupt):
+                interrupted = stop
+            gc.collect()
             _fill(fused)
         members = list(region_members(fused.plan, fused.value))
         readers.subtract(members)
