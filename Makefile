@@ -32,7 +32,7 @@ bench: $(BENCH_STAMP)  ## fused nets timed in six runtimes, about 40 minutes; AR
 	$(BIN)/python -m benchmarks.outputs $(ARGS)
 	$(BIN)/python -m benchmarks.paper $(ARGS)
 	$(BIN)/python -m benchmarks.limit $(ARGS)
-	if [ -f benchmarks/fusing.py ]; then $(BIN)/python -m benchmarks.fusing $(filter --quick,$(ARGS)); fi
+	$(BIN)/python -m benchmarks.fusing $(filter --quick,$(ARGS))
 
 lint: $(TEST_STAMP)  ## ruff
 	$(BIN)/ruff check .
