@@ -6,8 +6,9 @@ place, each call gets a fresh copy, made before the clock starts. Memory is that
 it held while it fused, beyond what it held before. Writes `benchmarks/results/fusing.json` and the tables of
 `docs/speed_fusing.md`.
 
-    python benchmarks/fusing.py                              # all, about 15 minutes on 2 cores
-    python benchmarks/fusing.py --only repvgg_a0 --rounds 3  # printed, nothing written
+    python benchmarks/fusing.py                                    # all, about 15 minutes on 2 idle cores
+    python benchmarks/fusing.py --only repvgg_a0 --rounds 3 --dry  # printed, nothing written
+    python benchmarks/fusing.py --parts growth meta                # the other figures stay as they are
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ NETS = (
 )  # fmt: skip
 WAYS = ("copy", "in place")
 OURS = ("unchecked", "checked")
+PARTS = ("times", "first", "memory", "growth", "meta")
 BLOCKS = (10, 30, 100, 300, 1000, 2000)
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "fusing.json", ROOT / "docs" / "speed_fusing.md"
 MARK = "<!-- figures: benchmarks/fusing.py -->", "<!-- /figures -->"
@@ -184,71 +186,84 @@ def ratio(found: dict[str, float]) -> str:
     return f"{found['median']:.2f} ({found['quartile 1']:.2f} to {found['quartile 3']:.2f})"
 
 
-def table(results: dict[str, Any]) -> str:
-    lines = [f"Machine: {results['machine']}, torch {results['torch']}, timm {results['timm']}."]
-    for threads, nets in results["times"].items():
-        lines += ["", f"Threads: {threads}. Processor time over theirs, median (quartiles):", ""]
-        lines += [
-            "| net | theirs, ms | unchecked | checked | theirs in place, ms | unchecked | checked |",
-            "|---|---:|---:|---:|---:|---:|---:|",
-        ]
-        for name, ways in nets.items():
-            cells = [name]
-            for way in WAYS:
-                cells += [
-                    f"{ways[way]['milliseconds']['theirs']:.0f}",
-                    *(ratio(ways[way][f"{key}, processor"]) for key in OURS),
-                ]
-            lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "First call in a process, one thread, ms of processor time:", ""]
-    lines += ["| net | theirs | unchecked | checked |", "|---|---:|---:|---:|"]
-    lines += [
-        f"| {name} | {' | '.join(f'{found[key]:.0f}' for key in ('theirs', *OURS))} |"
-        for name, found in results["first"].items()
+def times_table(nets: dict[str, Any], threads: str) -> list[str]:
+    lines = [
+        f"Threads: {threads}. Processor time over theirs, median (quartiles):",
+        "",
+        "| net | theirs, ms | unchecked | checked | theirs in place, ms | unchecked | checked |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    lines += ["", "Memory beyond the model's own while it is fused, at most, MiB:", ""]
+    for name, ways in nets.items():
+        cells = [name]
+        for way in WAYS:
+            cells.append(f"{ways[way]['milliseconds']['theirs']:.0f}")
+            cells += [ratio(ways[way][f"{key}, processor"]) for key in OURS]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def first_table(nets: dict[str, Any]) -> list[str]:
+    lines = ["First call in a process, one thread, ms of processor time:", ""]
+    lines += ["| net | theirs | unchecked | checked |", "|---|---:|---:|---:|"]
+    for name, found in nets.items():
+        lines.append(f"| {name} | {' | '.join(f'{found[key]:.0f}' for key in ('theirs', *OURS))} |")
+    return [*lines, ""]
+
+
+def memory_table(nets: dict[str, Any]) -> list[str]:
     head = [f"{key}, {way}" for way in WAYS for key in ("theirs", *OURS)]
+    lines = ["Memory beyond the model's own while it is fused, at most, MiB:", ""]
     lines += [f"| net | model | largest weight | {' | '.join(head)} |", f"|---|{'---:|' * (len(head) + 2)}"]
-    for name, found in results["memory"].items():
+    for name, found in nets.items():
         numbers = [found["model"], found["largest weight"], *(found[key] for key in head)]
         lines.append(f"| {name} | {' | '.join(f'{number:.0f}' for number in numbers)} |")
-    seconds = results["growth"]["seconds"]
-    steps = ", ".join(f"{count} in {value:.2f} s" for count, value in seconds.items())
-    meta = results["meta"]
-    lines += ["", f"Blocks of a net, fused and checked: {steps}: exponent {results['growth']['exponent']:.2f}."]
-    lines += [
-        f"A net of {meta['parameters'] / 1e9:.2f} billion parameters on the meta device: {meta['seconds']:.1f} s."
-    ]
-    return "\n".join(lines)
+    return [*lines, ""]
 
 
-def measure(nets: list[str], rounds: int, threads: list[int]) -> dict[str, Any]:
-    results: dict[str, Any] = {
-        "machine": machine(torch.device("cpu")), "torch": torch.__version__, "timm": timm.__version__,
-        "rounds": rounds, "times": {}, "first": {}, "memory": {},
-    }  # fmt: skip
-    for count in threads:
+def table(results: dict[str, Any]) -> str:
+    lines = [f"Machine: {results['machine']}, torch {results['torch']}, timm {results['timm']}.", ""]
+    for threads, nets in results.get("times", {}).items():
+        lines += times_table(nets, threads)
+    lines += first_table(results["first"]) if "first" in results else []
+    lines += memory_table(results["memory"]) if "memory" in results else []
+    if "growth" in results:
+        steps = ", ".join(f"{count} in {value:.2f} s" for count, value in results["growth"]["seconds"].items())
+        lines += [f"Blocks of a net, fused and checked: {steps}: exponent {results['growth']['exponent']:.2f}.", ""]
+    if "meta" in results:
+        billions, seconds = results["meta"]["parameters"] / 1e9, results["meta"]["seconds"]
+        lines += [f"A net of {billions:.2f} billion parameters on the meta device: {seconds:.1f} s."]
+    return "\n".join(lines).rstrip()
+
+
+def measure(parts: list[str], nets: list[str], rounds: int, threads: list[int], results: dict[str, Any]) -> None:
+    """Measure some parts, and put them in the place of what an earlier run found."""
+    for count in threads if "times" in parts else ():
         torch.set_num_threads(count)
-        found = results["times"][str(count)] = {}
+        found = results.setdefault("times", {}).setdefault(str(count), {})
         for name in tqdm(nets, desc=f"{count} threads"):
-            found[name] = {way: compare(name, way, rounds) for way in WAYS}
-    for name in tqdm(nets, desc="first calls, memory"):
-        results["first"][name] = {key: child("first", name, key)["milliseconds"] for key in ("theirs", *OURS)}
-        memory = results["memory"][name] = {}
+            found[name] = {"rounds": rounds, **{way: compare(name, way, rounds) for way in WAYS}}
+    for name in tqdm(nets, desc="first calls") if "first" in parts else ():
+        firsts = {key: child("first", name, key)["milliseconds"] for key in ("theirs", *OURS)}
+        results.setdefault("first", {})[name] = firsts
+    for name in tqdm(nets, desc="memory") if "memory" in parts else ():
+        memory = results.setdefault("memory", {}).setdefault(name, {})
         for way in WAYS:
             for key in ("theirs", *OURS):
                 got = child("peak", name, key, way)
                 memory[f"{key}, {way}"] = got["extra"]
                 memory["model"], memory["largest weight"] = got["model"], got["largest weight"]
-    results["growth"], results["meta"] = child("growth"), child("meta")
-    return results
+    for part in ("growth", "meta"):
+        if part in parts:
+            results[part] = child(part)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=NETS, metavar="NET", help="print the figures of some nets")
+    parser.add_argument("--only", nargs="+", choices=NETS, default=list(NETS), metavar="NET", help="some nets")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is measured anew")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--dry", action="store_true", help="print the figures, write nothing")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -257,10 +272,14 @@ def main() -> None:
         kind, *arguments = options.child
         print(json.dumps(CHILDREN[kind](*arguments)))
         return
-    results = measure(list(options.only or NETS), options.rounds, options.threads)
+    about = {"machine": machine(torch.device("cpu")), "torch": torch.__version__, "timm": timm.__version__}
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() and not options.dry else {}
+    if any(results.get(key) != value for key, value in about.items()):
+        results = dict(about)
+    measure(options.parts, options.only, options.rounds, options.threads, results)
     text = table(results)
     print(text)
-    if not options.only:
+    if not options.dry:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARK[0])
         after = rest.partition(MARK[1])[2]
