@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from reparam import Cause, Cost, Difference, Plan, Receipt, Refusal, Region, Verification, Work
+from reparam import Cause, Cost, Difference, Formula, Plan, Receipt, Refusal, Region, Verification, Work
 from reparam.models import RepVGG, load_weights, repvgg_a0
 
 
@@ -25,6 +25,20 @@ def by_launches(work: Work) -> float:
 
 def is_head(path: str, module: nn.Module) -> bool:
     return path.startswith("head") and isinstance(module, nn.Linear)
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(x, x)
+
+
+def doubled(module: nn.Module, x: Any) -> Formula:
+    return Formula(torch.full((x.channels, 1, 1, 1), 2.0), groups=x.channels)
+
+
+def declared() -> int:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Doubled(), nn.Conv2d(4, 4, 1)).eval()
+    return len(reparam.plan(model, liftings=(*reparam.LIFTINGS, reparam.declare(Doubled, doubled))).regions)
 
 
 def report(plan: Plan) -> list[str]:
@@ -82,7 +96,7 @@ def main() -> None:
     data: dict[str, Any] = result.to_dict()
     assert (shown.name, data["ok"]) == ("output", True)
     operations, error = told(reparam.receipt(fused))
-    print(operations, error is not None and error < 1e-9)
+    print(operations, error is not None and error < 1e-9, declared())
     slow: Cost = reparam.measured(x)
     assert reparam.DEFAULT_COST(Work(1.0, 0.0, 1, 1)) > 0
     print(type(branches(model, x)).__name__, len(reparam.plan(model, cost=slow).regions))
