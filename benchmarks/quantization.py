@@ -15,6 +15,7 @@ import os
 import re
 import statistics
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -115,30 +116,29 @@ def table(results: Path = RESULTS) -> str:
     """The text between the marks."""
     run = json.loads(results.read_text(encoding="utf-8"))
     nets = run["nets"]
-    seeds = " | ".join(f"seed {net['seed']}" for net in nets)
-    lines = [
-        f"| net | {seeds} | mean | predictions changed | error of the logits |",
-        f"|---|{'---:|' * (len(nets) + 3)}",
-    ]
+    heads = [f"test accuracy, seed {net['seed']}" for net in nets] + ["mean"] * (len(nets) > 1)
+    heads += ["predictions changed", "error of the logits"]
+    lines = [f"| net | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
     for name, title in FORMS.items():
         rows = [net["forms"][name] for net in nets]
-        own = " | ".join(f"{row['accuracy']:.1%}" for row in rows)
-        mean = statistics.fmean(row["accuracy"] for row in rows)
-        changed = ", ".join(str(row["changed"]) for row in rows)
+        cells = [f"{row['accuracy']:.1%}" for row in rows]
+        if len(nets) > 1:
+            cells.append(f"{statistics.fmean(row['accuracy'] for row in rows):.2%}")
+        cells.append(", ".join(str(row["changed"]) for row in rows))
         error = statistics.fmean(row["error"] for row in rows)
-        lines.append(
-            f"| {title} | {own} | {mean:.2%} | {changed} | {f'{error:.1%}' if error > 1e-4 else f'{error:.0e}'} |"
-        )
+        cells.append("–" if not error else f"{error:.1%}" if error > 1e-4 else f"{error:.0e}")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     before, after = (statistics.median(pair[at] for net in nets for pair in net["spreads"]) for at in (0, 1))
     about = run["machine"]
-    lines += [
-        "",
+    explained = (
         f"Net `small` of the demo, {nets[0]['epochs']} epochs, {nets[0]['images']:,} test images. The error is the root"
-        " mean square of what the logits are off by, relative to that of the logits. The widest channel of a kernel"
-        f" is {before:.1f} medians wide before `fuse` and {after:.1f} after (median of all regions).",
-        f"Machine: {about['name']}, 1 thread, torch {about['torch']}, torchao {about['torchao']}.",
-    ]
-    return "\n".join(lines) + "\n"
+        " mean square of what the logits are off by, relative to that of the logits. In the median of all regions, the"
+        f" widest channel of a kernel is {before:.1f} medians wide before `fuse` and {after:.1f} after, the widest of"
+        f" all {max(pair[0] for net in nets for pair in net['spreads']):.1f} and"
+        f" {max(pair[1] for net in nets for pair in net['spreads']):.1f}."
+    )
+    machine_line = f"Machine: {about['name']}, 1 thread, torch {about['torch']}, torchao {about['torchao']}."
+    return "\n".join([*lines, "", *textwrap.wrap(explained, 120), machine_line]) + "\n"
 
 
 def main() -> int:

@@ -89,8 +89,10 @@ def test_the_table_says_what_the_run_says(benchmark: ModuleType, tmp_path: Path)
     about = {"name": "a machine", "torch": "3", "torchao": "4"}
     (tmp_path / "run.json").write_text(json.dumps({"machine": about, "nets": nets}))
     lines = benchmark.table(tmp_path / "run.json").splitlines()
-    assert lines[0] == "| net | seed 4 | seed 5 | mean | predictions changed | error of the logits |"
+    assert lines[0] == (
+        "| net | test accuracy, seed 4 | test accuracy, seed 5 | mean | predictions changed | error of the logits |"
+    )
     assert "| as trained | 50.0% | 50.0% | 50.00% | 3, 3 | 25.0% |" in lines
     assert "| `fuse`, then int8, one scale per channel | 12.5% | 12.5% | 12.50% | 7, 7 | 2e-07 |" in lines
-    assert "1.5 medians wide before `fuse` and 2.5 after" in lines[-2]
+    assert "is 1.5 medians wide before `fuse` and 2.5 after, the widest of all 1.5 and 2.5." in " ".join(lines[-4:-1])
     assert lines[-1] == "Machine: a machine, 1 thread, torch 3, torchao 4."
