@@ -27,24 +27,31 @@ def is_head(path: str, module: nn.Module) -> bool:
     return path.startswith("head") and isinstance(module, nn.Linear)
 
 
-class Doubled(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.add(x, x)
-
-
-def doubled(module: nn.Module, x: Any) -> Formula:
-    return Formula(torch.full((x.channels, 1, 1, 1), 2.0), groups=x.channels)
-
-
-def declared() -> int:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), Doubled(), nn.Conv2d(4, 4, 1)).eval()
-    return len(reparam.plan(model, liftings=(*reparam.LIFTINGS, reparam.declare(Doubled, doubled))).regions)
-
-
 def report(plan: Plan) -> list[str]:
     regions: tuple[Region, ...] = plan.regions
     left: tuple[Refusal, ...] = plan.left
     return [region.path for region in regions] + [f"{refusal.rule}: {refusal.remedy}" for refusal in left]
+
+
+class Flipped(nn.Module):
+    """A pointwise map that no lifting knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("oi,bihw->bohw", self.weight, x)
+
+
+def pointwise(module: Flipped, x: Tensor) -> Formula:
+    return Formula(module.weight[:, :, None, None])
+
+
+def declared() -> int:
+    """How many regions a declared operation joins."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), Flipped()).eval()
+    return len(reparam.plan(net, liftings=(*reparam.LIFTINGS, reparam.declare(Flipped, pointwise))).regions)
 
 
 def told(receipt: Receipt) -> tuple[int, float | None]:
