@@ -12,10 +12,9 @@ from reparam.graph.evaluate import Evaluator, evaluate
 from reparam.graph.net import Frame, Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.run import Evaluation, run, units
-from reparam.graph.trial import BATCH, OUTPUTS, length, margin
+from reparam.graph.trial import BATCH, OUTPUTS, ROOM, length, margin
 
 TOLERANCE: Final = 1e-9
-ROOM: Final = 2  # outputs more, where operations need them: a pool takes no input that is smaller than its kernel
 
 
 def region_error(plan: NetPlan, value: Value, formula: Affine) -> float:
