@@ -109,6 +109,19 @@ def test_a_branch_may_say_that_it_does_not_fit() -> None:
     same(net, reparam.expand(net, [Branch("square", square)]), images(channels=3))
 
 
+def test_a_branch_with_a_norm_fits() -> None:
+    """Its function makes it in training mode, in which a norm is not affine."""
+
+    def normed(geometry: Geometry, norm: Any) -> nn.Module:
+        return nn.Sequential(conv(geometry, 1, bias=False), norm(geometry.out_channels))
+
+    net = ready(stack())
+    for preserve in (True, False):
+        expanded = reparam.expand(net, [Branch("normed", normed)], preserve=preserve)
+        assert type(expanded[3].branches["normed"][1]) is nn.BatchNorm2d
+    same(net, reparam.expand(net, [Branch("normed", normed)]), images(channels=3))
+
+
 @pytest.mark.parametrize("name", ["", "a.b", "keys"])
 def test_names_that_no_module_can_have(name: str) -> None:
     with pytest.raises(reparam.ReparamError, match=f"of a branch that a module can have, found {name!r}: take one"):

@@ -1,5 +1,6 @@
 """What cannot be expanded or restored, said before anything is changed."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
@@ -20,7 +21,7 @@ def quantized_kind(module: nn.Module) -> str:
 
 
 def misfit(branch: nn.Module, kernel: Conv) -> str:
-    """Why a branch cannot stand beside a convolution such that both become one of its geometry; empty: it can.
+    """Why a branch cannot, in eval mode, stand beside a convolution and become one with it; empty: it can.
 
     Args:
         branch: a module of one input.
@@ -32,7 +33,7 @@ def misfit(branch: nn.Module, kernel: Conv) -> str:
         'expected taps that are some of the 1 of the convolution, found a sum of 3'
     """
     try:
-        region = Region.of(nn.Sequential(branch))
+        region = Region.of(nn.Sequential(copy.deepcopy(branch)).eval())
     except ReparamError as error:
         return str(error)
     terms = region.formula().terms
