@@ -179,9 +179,10 @@ def _check(block: nn.Module, root: Value, target: Affine, site: Site) -> None:
         allowed = max(TOLERANCE, ROUNDINGS * torch.finfo(site.conv.weight.dtype).eps)
         magnitude = rows(conv).double().abs().flatten(1).sum(1).max() * x.abs().mean()  # of what is summed
         magnitude += 0.0 if target.bias is None else target.bias.abs().max()
-        error = float((found - wanted).abs().max() / magnitude)
-        if not error <= allowed:
+        error = float((found - wanted).abs().max())
+        if not error <= allowed * float(magnitude):  # both are zero where a norm has neither scale nor shift
             raise BlockError(
                 f"{site.path}: expected a block that computes what the convolution does, found a difference of"
-                f" {error:.1e}: a bug of this library, please report it, and leave the module out with where"
+                f" {error:.1e} in values of {float(magnitude):.1e}: a bug of this library, please report it, and leave"
+                " the module out with where"
             )
