@@ -61,7 +61,10 @@ def constant(geometry: Geometry, _: Any) -> nn.Module:
 
 
 OWN: dict[str, tuple[Callable[[Geometry, Any], Any], str]] = {
-    "raises": (lambda g, norm: 1 / 0, r"expected a module for Geometry\(.*raises ZeroDivisionError: division by zero"),
+    "raises": (
+        lambda g, norm: 1 / 0,
+        r"a module for Geometry\(.*raises ZeroDivisionError: division by zero; raise reparam.nn.UnfitError in it where",
+    ),
     "returns nothing": (lambda g, norm: None, "expected its function to return a module, found NoneType"),
     "not linear": (
         lambda g, norm: nn.Sequential(conv(g, 1), nn.ReLU()),
@@ -77,7 +80,8 @@ OWN: dict[str, tuple[Callable[[Geometry, Any], Any], str]] = {
     ),
     "no input": (constant, "expected one forward that can be read and uses its input"),
     "not readable": (
-        lambda g, norm: Choosing(conv(g, 1)), "expected an affine map of its input, found one that is not: its part"
+        lambda g, norm: Choosing(conv(g, 1)),
+        "expected one forward that can be read and uses its input, found another module",
     ),
     "not linear inside": (
         lambda g, norm: Activated(conv(g, 1)), "expected an affine map of its input, found one that is not: its part"
@@ -194,7 +198,10 @@ RESTORED: dict[str, tuple[Callable[[], Any], Callable[[], Any], str]] = {
     "integers": (
         lambda: {k: v.char() for k, v in state().items()}, branched, "not in floating point: 0.weight, 0.bias, 3.weight"
     ),
-    "not finite": (lambda: {k: v / 0 for k, v in state().items()}, branched, r"^[03]\.\w+: expected finite numbers"),
+    "not finite": (
+        lambda: {k: v / 0 for k, v in state().items()}, branched,
+        r"^[03]\.\w+: expected finite numbers, found NaN or infinity: load other weights",
+    ),
     "no module": (state, lambda: None, "^expected build to return an nn.Module, found NoneType"),
 }  # fmt: skip
 

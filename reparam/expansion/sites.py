@@ -90,7 +90,9 @@ def find_sites(model: nn.Module, recipe: Recipe, where: tuple[Rule, ...] | None,
             except UnfitError as error:
                 site = str(error)
             except ReparamError as error:
-                raise ReparamError(f"{path}: {error}") from error
+                raise ReparamError(
+                    f"{path}: {error}; raise reparam.nn.UnfitError in it where it does not fit"
+                ) from error
             else:
                 _refuse_misfits(site, recipe, parts)
                 chosen[path] = tuple(parts)
@@ -137,8 +139,8 @@ def _refuse_misfits(site: Site, recipe: Recipe, parts: Mapping[str, nn.Module]) 
         reason = misfit(module, kernel)
         if reason:
             raise ReparamError(
-                f"{site.path}: branch {name}: {reason}; let its function raise reparam.nn.UnfitError where it does not"
-                " fit"
+                f"{site.path}: branch {name}: {reason}; let its function raise reparam.nn.UnfitError"
+                " where it does not fit"
             )
 
 
