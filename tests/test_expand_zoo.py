@@ -115,21 +115,9 @@ def test_a_net_makes_the_round_trip(name: str, preset: str) -> None:
     assert sum(isinstance(module, (MultiBranch, Widened)) for module in expanded.modules()) >= 5
 
 
-UNFUSED = "a module that calls its convolutions as functions is not fused inside one that cannot be read"
-PRODUCT = [
-    pytest.param(
-        name,
-        preset,
-        marks=[pytest.mark.xfail(reason=UNFUSED, raises=AssertionError)]
-        * (name == "rtdetr" and preset in ("expandnet(2)", "sesr(2)")),
-    )
-    for name in NETS
-    for preset in PRESETS
-]
-
-
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "preset"), PRODUCT)
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", NETS)
 def test_every_net_makes_the_round_trip_with_every_preset(name: str, preset: str) -> None:
     """A preset that fits none of the convolutions is an error."""
     net = net_of(name)
