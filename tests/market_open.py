@@ -19,7 +19,6 @@ OPEN: Final[dict[str, frozenset[str]]] = {
             "PeLK",
             "QuickSRNet, sum of shuffled branches",
             "ShiftwiseConv",
-            "TinyViT attention",
         }
     ),
     "test_plan_says_why": frozenset(

@@ -70,6 +70,9 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
         generator = torch.Generator().manual_seed(trial)
         inputs: dict[Value, Tensor] = {}
         with torch.no_grad():
+            if norm in plan.places[members[0]].bared:
+                worst = max(worst, *(_bared_error(plan, norm, m, formulas[m], generator, modules) for m in members))
+                continue
             if before:
                 (member,) = members
                 source = next(iter(plan.formulas[norm].terms))
@@ -99,6 +102,33 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
             return float("inf")
         worst = max(worst, float((wanted - found).abs().max() / (wanted.abs().max() + 1e-300)))
     return worst
+
+
+def _bared_error(
+    plan: NetPlan,
+    norm: Value,
+    member: Value,
+    formula: Affine,
+    generator: torch.Generator,
+    modules: dict[int, nn.Module],
+) -> float:
+    """The same for one reader of a norm that loses its scale and shift."""
+    wrap = next(w for w in plan.wraps[member] if w.norm is norm)
+    space = plan.known.spaces[norm]
+    (conv,) = formula.terms.values()
+    places = [length(conv, axis, 4 + margin([formula]), 0) for axis in range(space.axes)]
+    shape = [2, space.channels, *places] if space.axes else _tokens(plan, norm, space.channels)
+    if not space.axes and conv.axes:  # tokens become an image on the way
+        shape = [2, *(length(conv, axis, 4 + margin([formula]), 0) for axis in range(conv.axes)), space.channels]
+    bare = torch.randn(shape, generator=generator, dtype=torch.float64)
+    scale = plan.operations[norm].numbers()
+    whole, _ = evaluate(scale, {norm: bare})
+    assert wrap.root is not None
+    wanted = Evaluation({norm: whole}, modules).value(member)
+    found, magnitude = evaluate(formula, {wrap.root: Evaluation({norm: bare}, modules).value(wrap.root)})
+    if wanted.shape != found.shape:
+        return float("inf")
+    return float(((wanted - found).abs() / magnitude).max())
 
 
 def _tokens(plan: NetPlan, value: Value, channels: int) -> list[int]:

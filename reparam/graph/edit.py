@@ -16,6 +16,7 @@ from reparam.graph.modules import Fused
 from reparam.graph.net import Frame, Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.source import forward_source
+from reparam.graph.statistic_norms import bare_call
 from reparam.graph.swap import delete, holds_tensors, replace_module
 from reparam.graph.used import Used, join, makers
 
@@ -41,6 +42,7 @@ class Edit:
     frame: Frame
     regions: list[Fused] = field(default_factory=list)
     passed: list[tuple[NetPlan, Value]] = field(default_factory=list)
+    bared: list[Value] = field(default_factory=list)
     added: dict[str, nn.Module] = field(default_factory=dict)
     created: list[tuple[fx.Node, Fused, Value]] = field(default_factory=list)
     old_targets: set[str] = field(default_factory=set)
@@ -80,6 +82,8 @@ class Edit:
                         new = graph.call_function(require_rank, (new, rank))
             node.replace_all_uses_with(new)
             replaced[node] = new
+        for norm in self.bared:
+            bare_call(norm.node)
         inside = {value.node: value for value in self.frame.values}
         calls = {child.call: child for child in self.frame.children}
         had_users |= self._tainted(inside) | replaced.keys()

@@ -10,6 +10,7 @@ from typing import Final, final
 
 from reparam.algebra import Affine, Refusal
 from reparam.cost import Cost
+from reparam.graph.baring import Baring
 from reparam.graph.behind import Behind
 from reparam.graph.draft import Draft
 from reparam.graph.lift import Known, Lifting
@@ -57,6 +58,9 @@ class _Planner:
         for value in order:
             if value not in self.plan.inlined:
                 through.absorb(value)
+        baring = Baring(self.draft, self.worth)
+        for value in self.plan.net.values:
+            baring.bare(value)
         for value in list(self.plan.places):
             if self._is_wasteful(value):
                 self.draft.take_back(value)

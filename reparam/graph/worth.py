@@ -61,9 +61,11 @@ class Worth:
         """Whether a step needs more operations than there were."""
         return self._sum(after).launches > self._sum(before).launches
 
-    def gain(self, before: Mapping[Value, Affine], after: Mapping[Value, Affine]) -> Refusal | None:
-        """Why a step is not worth it: it must cost less, and need no more operations."""
-        old, new = self._sum(before), self._sum(after)
+    def gain(
+        self, before: Mapping[Value, Affine], after: Mapping[Value, Affine], gone: Work | None = None
+    ) -> Refusal | None:
+        """Why a step is not worth it: it must cost less, and need no more operations; ``gone`` vanishes beside it."""
+        old, new = self._sum(before) + (gone or Work()), self._sum(after)
         if new.launches > old.launches:
             return Refusal("cost", f"{new.launches} operations would replace {old.launches}")
         if isinstance(self.cost, Measured):
