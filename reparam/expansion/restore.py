@@ -17,7 +17,7 @@ from reparam.expansion.statistics import Inputs, set_statistics
 from reparam.expansion.statistics import calibrate as calibrate_norms
 from reparam.graph.lift import LIFTINGS, Lifting
 from reparam.graph.modules import Fused
-from reparam.graph.net_plan import numbers
+from reparam.graph.net_plan import folded
 from reparam.graph.options import Options, Rule
 from reparam.graph.session import Session
 from reparam.graph.wraps import wrapped
@@ -148,7 +148,7 @@ def _wanted(part: Fused, state: Mapping[str, Tensor], paths: Mapping[int, str]) 
             bias = state[keys[-1]].double().reshape(-1)
     target = Affine(terms, bias is not None, bias)
     for wrap in reversed(part.plan.wraps.get(part.value, [])):
-        scale = numbers(part.plan.operations, part.plan.inlined, wrap.norm)
+        scale = folded(part.plan.operations, part.plan.inlined, wrap.norm)
         undone = wrapped(target, part.value, wrap, _inverse(scale))
         if isinstance(undone, Refusal):
             raise ReparamError(f"{wrap.norm.path}: expected a norm that can be taken out again: {undone}")

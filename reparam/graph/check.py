@@ -44,12 +44,16 @@ def _region_error(plan: NetPlan, formula: Affine, result: Value, region: Sequenc
         inputs: dict[Value, Tensor] = {}
         for root, conv in formula.terms.items():
             assert isinstance(root, Value)
+            meant = plan.aliases.get(root, root)
+            if meant in inputs:
+                inputs[root] = inputs[meant]
+                continue
             shape = [BATCH[trial], conv.in_channels or formula.channels or 3]
             axes = conv.axes if conv.in_channels else max(c.axes for c in formula.terms.values())
             shape += [length(conv, axis, outputs + extra, trial) for axis in range(axes)]
             if axes == 0:
                 shape[1:1] = [3] * (max(plan.known.rank(root).least, 2) - 2)
-            inputs[root] = torch.randn(shape, generator=generator, dtype=torch.float64)
+            inputs[meant] = inputs[root] = torch.randn(shape, generator=generator, dtype=torch.float64)
         with torch.no_grad():
             wanted = run(region, result, inputs, modules)
             found, magnitude = evaluate(formula, inputs)

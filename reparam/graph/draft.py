@@ -11,7 +11,7 @@ from reparam.graph.effects import pure, unused
 from reparam.graph.leaves import EXCLUDED, OUTSIDE
 from reparam.graph.lift import Known, Lifting, lift
 from reparam.graph.net import Net, Value
-from reparam.graph.net_plan import NetPlan, numbers
+from reparam.graph.net_plan import NetPlan, folded
 from reparam.graph.operation import Operation
 from reparam.graph.placing import Mode, Place, Site
 from reparam.graph.sizes import SIZE_CALLS, batch_only, whole_shape
@@ -127,7 +127,7 @@ class Draft:
             return Refusal("mode", "it runs under another autocast or gradient mode than its reader")
         conv = formula.terms[value]
         if conv.fill is not None and not conv.never_outside and not inner.numeric:
-            inner = numbers(self.plan.operations, gone, value)
+            inner = folded(self.plan.operations, gone, value)
             if any(c.weight is not None and c.weight.is_meta for c in inner.terms.values()):
                 return Refusal("border_rule", "the constant of the padding has no value on the meta device")
             result = substitute(formula, {value: inner})

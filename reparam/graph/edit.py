@@ -137,14 +137,15 @@ class Edit:
         """The name of the child that held the largest kernel of the term."""
         plan = fused.plan
         best, size = "", (-1, -1)
-        for value in (*plan.absorbed(fused.value), fused.value):
+        meant = plan.aliases.get(root, root)
+        for value in plan.part(fused.value, root):
             operation = plan.operations[value]
             if operation.label == "identity" or (best and all(conv.diagonal for conv in operation.terms.values())):
                 continue
             target = self._child(value)
             conv = max(operation.terms.values(), key=lambda c: c.taps)
             weight = (conv.taps, conv.in_channels * conv.out_channels // max(conv.groups, 1))
-            reads = root in operation.terms or root in _roots(plan, value)
+            reads = meant in operation.terms or meant in _roots(plan, value)
             if target and reads and weight > size and target not in self.added:
                 best, size = target, weight
         read_elsewhere = any(best.partition(".")[0] in names for names in EntryPoints().beside(self.frame).values())

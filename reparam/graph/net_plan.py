@@ -1,7 +1,7 @@
 """What happens to the values of one net, and the numbers that follow from it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from reparam.algebra import Affine, Refusal, substitute
@@ -31,6 +31,8 @@ class NetPlan:
         spread: values that disappeared into several readers.
         wraps: scales and shifts that a value takes over through passages.
         groups: each norm that was taken over, with those that share it.
+        groupings: of a sum whose branches become several convolutions of one input: the input's name by branch.
+        aliases: what such a name stands for.
         alone: why a norm was not taken over.
         dropped: norms whose value nothing reads.
     """
@@ -48,6 +50,8 @@ class NetPlan:
     spread: dict[Value, list[Value]] = field(default_factory=dict)
     wraps: dict[Value, list[Wrap]] = field(default_factory=dict)
     groups: list[tuple[Value, list[Value]]] = field(default_factory=list)
+    groupings: dict[Value, dict[Value, Value]] = field(default_factory=dict)
+    aliases: dict[Value, Value] = field(default_factory=dict)
     alone: dict[Value, Refusal] = field(default_factory=dict)
     dropped: list[Value] = field(default_factory=list)
 
@@ -59,25 +63,63 @@ class NetPlan:
         """All values that disappeared into ``value``, in order of execution."""
         return absorbed(self.operations, self.inlined, value)
 
+    def alias(self, root: Value, number: int) -> Value:
+        """Another name for a value, so that a formula can have several convolutions of it."""
+        known = [name for name, meant in self.aliases.items() if meant is root]
+        while len(known) < number:
+            known.append(replace(root))
+            self.aliases[known[-1]] = root
+            self.sizes[known[-1]] = self.sizes[root]
+            for frame in self.net.frames:
+                if root in frame.locals:
+                    frame.locals[known[-1]] = frame.locals[root]
+        return known[number - 1]
+
+    def part(self, value: Value, root: Value) -> list[Value]:
+        """The values in ``value`` that one of its terms contains, as far as its terms are groups of branches."""
+        names = self.groupings.get(value, {})
+        inside = {
+            m for b, name in names.items() if name is root or root not in names.values() for m in (b, *self.absorbed(b))
+        }
+        return [m for m in (*self.absorbed(value), value) if (m in inside) == (root in self.aliases)]
+
     def numbers(self, value: Value) -> Affine:
         """The formula of a value with weights."""
-        formula = numbers(self.operations, self.inlined, value)
+        formula = folded(self.operations, self.inlined, value, self.groupings.get(value))
         for wrap in self.wraps.get(value, ()):
-            result = wrapped(formula, value, wrap, numbers(self.operations, self.inlined, wrap.norm))
+            result = wrapped(formula, value, wrap, folded(self.operations, self.inlined, wrap.norm))
             if isinstance(result, Refusal):
                 raise AssertionError(f"a planned formula cannot be computed: {result}")
             formula = result
         return formula
 
 
-def numbers(operations: Mapping[Value, Operation], inlined: Iterable[Value], value: Value) -> Affine:
-    """The formula of ``value`` with weights, the formulas of ``inlined`` put in."""
+def folded(
+    operations: Mapping[Value, Operation],
+    inlined: Iterable[Value],
+    value: Value,
+    names: Mapping[Value, Value] | None = None,
+    *,
+    numeric: bool = True,
+) -> Affine:
+    """The formula of ``value``, those of ``inlined`` put in.
+
+    Args:
+        operations: of the net.
+        inlined: values that disappear.
+        value: the value.
+        names: by branch, another name for its one input, so that it is not joined with the others.
+        numeric: with weights.
+    """
     done: dict[Value, Affine] = {}
     for v in (*absorbed(operations, inlined, value), value):
-        formula = operations[v].numbers()
+        formula = operations[v].numbers() if numeric else operations[v].structure
         inner = {source: done[source] for source in formula.terms if source in done}
         result = substitute(formula, inner, trusted=True) if inner else formula
         if isinstance(result, Refusal):
             raise AssertionError(f"a planned formula cannot be computed: {result}")
+        if names is not None and v in names:
+            (conv,) = result.terms.values()
+            result = replace(result, terms={names[v]: conv})
         done[v] = result
     return done[value]

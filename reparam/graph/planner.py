@@ -13,6 +13,7 @@ from reparam.cost import Cost
 from reparam.graph.baring import Baring
 from reparam.graph.behind import Behind
 from reparam.graph.draft import Draft
+from reparam.graph.grouping import Grouping
 from reparam.graph.lift import Known, Lifting
 from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan
@@ -58,6 +59,9 @@ class _Planner:
         for value in order:
             if value not in self.plan.inlined:
                 through.absorb(value)
+        grouping = Grouping(self.draft, self.worth)
+        for value in reversed(order):  # a sum before its partial sums
+            grouping.regroup(value)
         baring = Baring(self.draft, self.worth)
         for value in self.plan.net.values:
             baring.bare(value)

@@ -57,6 +57,10 @@ class Worth:
         """Cost of the values as their formulas say."""
         return self.cost(self._sum(formulas))
 
+    def price(self, formulas: Mapping[Value, Affine]) -> float:
+        """The same, in seconds where the policy measures."""
+        return self._seconds(formulas) if isinstance(self.cost, Measured) else self.total(formulas)
+
     def more_operations(self, before: Mapping[Value, Affine], after: Mapping[Value, Affine]) -> bool:
         """Whether a step needs more operations than there were."""
         return self._sum(after).launches > self._sum(before).launches
