@@ -189,10 +189,11 @@ def hooked() -> nn.Module:
         (hooked, tokens, "hook"),
         (lambda: Downsample(padding=1), image, "padded by zeros"),
         (lambda: nn.Sequential(nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3, padding=1)), image, "padded by zeros"),
+        (lambda: nn.Sequential(nn.GroupNorm(2, 8), nn.ConstantPad2d(1, 0.5), nn.Conv2d(8, 8, 3)), image, "constant"),
         (lambda: nn.Sequential(nn.LayerNorm((5, 8)), nn.Linear(8, 8)), tokens, ""),
         (lambda: nn.Sequential(nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 8)), tokens, ""),
     ],
-    ids=["residual", "result", "twice", "hook", "padded", "padded group norm", "two axes", "activation"],
+    ids=["residual", "result", "twice", "hook", "padded", "padded group norm", "filled", "two axes", "activation"],
 )
 def test_left_alone(build: Callable[[], nn.Module], data: Callable[[], Tensor], word: str) -> None:
     model, x = wide(build()), data()

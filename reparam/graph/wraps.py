@@ -36,7 +36,10 @@ def wrapped(formula: Affine, value: Value, wrap: Wrap, scale: Affine) -> Affine 
         axes = max((c.axes for c in formula.terms.values()), default=0)
         outer = Affine({value: _slice(conv, wrap, axes)}, scale.biased, _cut(scale.bias, wrap))
         return substitute(outer, {value: formula})
-    axes = formula.terms[wrap.root].axes
+    reader = formula.terms[wrap.root]
+    if reader.fill is not None and not reader.never_outside:
+        return Refusal("border_rule", "the reader pads by a constant that the scale and shift would change")
+    axes = reader.axes
     inner = Affine({wrap.root: _slice(conv, wrap, axes)}, scale.biased, _cut(scale.bias, wrap))
     return substitute(formula, {wrap.root: inner})
 
