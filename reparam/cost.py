@@ -92,7 +92,7 @@ def _bent(conv: Conv) -> bool:
 def affine_work(formula: Affine, sizes: Mapping[Any, float], size_out: float) -> Work:
     """Work of a value that is computed as its formula says: one convolution per term, and the sum."""
     work = Work()
-    biased = formula.biased
+    biased = formula.biased and formula.size is None
     for root, conv in formula.terms.items():
         if conv.identity:
             continue
@@ -100,7 +100,9 @@ def affine_work(formula: Affine, sizes: Mapping[Any, float], size_out: float) ->
         biased = False
     extra = len(formula.terms) - 1
     channels = formula.channels or 1
-    if biased and any(conv.identity for conv in formula.terms.values()):
+    if formula.size is not None:  # added in a pass of its own, to each image of a batch
+        work += Work(traffic=2 * channels * size_out, parameters=channels * prod(formula.size), launches=1)
+    elif biased and any(conv.identity for conv in formula.terms.values()):
         extra += 1  # a bias that no convolution takes along
     return work + Work(traffic=3 * channels * size_out * extra, launches=extra)
 

@@ -51,6 +51,7 @@ class Conv:
             they are. Then ``axes`` is that of the input.
         lengths: of the input along every axis, where an example fixes them.
         remainders: per axis, the remainders that the input's length may leave, divided by the stride; None: any.
+        one_size: the formula need hold for those lengths alone.
 
     Example:
         >>> Conv(8, 8, kernel=(3,), stride=(2,), dilation=(1,), lo=(1,), hi=(1,)).slack
@@ -75,6 +76,7 @@ class Conv:
     order: Ints | None = None
     lengths: Ints | None = None
     remainders: tuple[Ints, ...] | None = None
+    one_size: bool = False
 
     def __post_init__(self) -> None:
         axes = {len(t) for t in (self.kernel, self.stride, self.dilation, self.lo, self.hi)}

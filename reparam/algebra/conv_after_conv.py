@@ -151,6 +151,7 @@ def _composed_box(outer: Conv, inner: Conv) -> Conv | Refusal:
         fill=border[1],
         lengths=(outer.lengths or inner.lengths) if inner.pointwise else inner.lengths,
         remainders=inner.remainders if outer.remainders is None else outer.remainders,
+        one_size=outer.one_size or inner.one_size,
     )
 
 
@@ -171,7 +172,8 @@ def _over(conv: Conv, axes: int) -> Conv:
         return conv
     ones, zeros = (1,) * axes, (0,) * axes
     weight = None if conv.weight is None else conv.weight.reshape(*conv.weight.shape[:2], *ones)
-    return replace(conv, kernel=ones, stride=ones, dilation=ones, lo=zeros, hi=zeros, weight=weight, order=None)
+    flat = replace(conv, lengths=None)
+    return replace(flat, kernel=ones, stride=ones, dilation=ones, lo=zeros, hi=zeros, weight=weight, order=None)
 
 
 def _composed_border(outer: Conv, inner: Conv) -> tuple[Border, Tensor | None] | Refusal:

@@ -119,7 +119,8 @@ class Grouping:
             formula = result
             expanded[value] = None
             pending += [root for root in formula.terms if isinstance(root, Value) and root not in branches]
-        return _Sum(formula, branches, expanded)
+        maps = formula.size is not None or any(inner.size is not None for inner, _ in branches.values())
+        return None if maps else _Sum(formula, branches, expanded)
 
     def _vanishes(self, value: Value, readers: set[Value]) -> bool:
         """Whether a value is gone, or may go, into a sum."""

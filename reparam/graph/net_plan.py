@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import final
 
 from reparam.algebra import Affine, Refusal, substitute
+from reparam.algebra.bias_map import flattened
 from reparam.graph.lift import Known
 from reparam.graph.net import Net, Value
 from reparam.graph.operation import Operation, absorbed
@@ -91,6 +92,9 @@ class NetPlan:
             if isinstance(result, Refusal):
                 raise AssertionError(f"a planned formula cannot be computed: {result}")
             formula = result
+        if self.formulas[value].size is None and formula.size is not None:
+            assert formula.bias is not None  # what was padded and cropped again
+            formula = replace(formula, bias=flattened(formula.bias), size=None)
         return formula
 
 

@@ -103,7 +103,7 @@ def evaluate(formula: Affine, inputs: Mapping[Value, Tensor]) -> tuple[Tensor, T
     assert total is not None
     assert magnitude is not None
     if bias is not None:
-        shape = (-1, *(1,) * max(conv.axes for conv in formula.terms.values()))
+        shape = bias.shape if bias.dim() > 1 else (-1, *(1,) * max(conv.axes for conv in formula.terms.values()))
         total = total + bias.double().cpu().reshape(shape)
         magnitude = magnitude + bias.double().cpu().abs().reshape(shape)
     return total, magnitude + magnitude.mean() + torch.finfo(torch.float64).tiny

@@ -43,7 +43,9 @@ class Session:
         with reading():
             self.reading: Reading = read(model, calls)
             limits = Limits(model, self.reading, options)
-            self.plans = _with_use([self._plan(net, Known.of(net, calls), limits) for net in self.reading.nets])
+            known = [Known.of(net, calls, one_size=options.bias_maps) for net in self.reading.nets]
+            nets = zip(self.reading.nets, known, strict=True)
+            self.plans = _with_use([self._plan(net, known, limits) for net, known in nets])
 
     def _plan(self, net: Net, known: Known, limits: Limits) -> NetPlan:
         return plan_net(net, known, self.options.cost, self.options.liftings, limits.movable, limits.site(net))

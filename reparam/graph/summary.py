@@ -23,6 +23,8 @@ def describe(plan: NetPlan, value: Value, error: float | None) -> Region:
     place = plan.places[value]
     path = place.container.path if place.container is not None else place.at.path
     after = tuple(_kind(conv, len(formula.terms) > 1) for conv in formula.terms.values())
+    if formula.size is not None:
+        after += (f"bias map {'x'.join(map(str, formula.size))}, for this size only",)
     return Region(
         path=path,
         before=tuple(op.label for op in before if op.label != "identity"),

@@ -113,6 +113,8 @@ def taken_over(
         result = wrapped(plan.formulas[value], value, wrap, scale)
         if isinstance(result, Refusal):
             return result
+        if result.size is not None:
+            return Refusal("border_rule", "what it adds would differ over space")
         if any(conv.diagonal for conv in result.terms.values()):
             return Refusal("cost", f"{value.name} at {value.path} is no convolution that could take it along")
         after[value] = result
