@@ -10,14 +10,12 @@ OPEN: Final[dict[str, frozenset[str]]] = {
     "test_counts": frozenset(
         {
             "PeLK",
-            "QuickSRNet, sum of shuffled branches",
             "ShiftwiseConv",
         }
     ),
     "test_modules_left": frozenset(
         {
             "PeLK",
-            "QuickSRNet, sum of shuffled branches",
             "ShiftwiseConv",
         }
     ),
@@ -25,11 +23,6 @@ OPEN: Final[dict[str, frozenset[str]]] = {
         {
             "RMNet, weights written in forward",
             "ShiftwiseConv",
-        }
-    ),
-    "test_sweep": frozenset(
-        {
-            "QuickSRNet, sum of shuffled branches",
         }
     ),
     "test_weights_are_made_once": frozenset(

@@ -51,8 +51,9 @@ def _region_error(plan: NetPlan, formula: Affine, result: Value, region: Sequenc
             shape = [BATCH[trial], conv.in_channels or formula.channels or 3]
             axes = conv.axes if conv.in_channels else max(c.axes for c in formula.terms.values())
             shape += [length(conv, axis, outputs + extra, trial) for axis in range(axes)]
-            if formula.size is not None and conv.lengths:
-                shape[2:] = conv.lengths
+            if formula.size is not None:
+                given = [length(conv, axis, size - axis % 2, 0) for axis, size in enumerate(formula.size)]
+                shape[2:] = conv.lengths or given
             if axes == 0:
                 shape[1:1] = [3] * (max(plan.known.rank(root).least, 2) - 2)
             inputs[meant] = inputs[root] = torch.randn(shape, generator=generator, dtype=torch.float64)

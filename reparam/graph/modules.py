@@ -33,7 +33,7 @@ class Fused:
 
 def mixed(plan: NetPlan, value: Value) -> Refusal | None:
     """Why the weights of a region cannot be put together: several data types or devices."""
-    members = (*plan.absorbed(value), value)
+    members = plan.members(value)
     kinds = {tensor.dtype for member in members for tensor in _weights(plan, member)}
     if len(kinds) > 1:
         return Refusal("dtype", f"weights of several data types: {sorted(map(str, kinds))}", "use one data type")
@@ -54,7 +54,7 @@ def _tensors(value: Value) -> Iterator[Tensor]:
 
 def modules_of(plan: NetPlan, value: Value, formula: Affine) -> dict[Value, nn.Module | None] | Refusal:
     """The modules that compute a formula; the bias goes with the first."""
-    weights = [tensor for member in (*plan.absorbed(value), value) for tensor in _weights(plan, member)]
+    weights = [tensor for member in plan.members(value) for tensor in _weights(plan, member)]
     weights = weights or _only_weights(plan.net.root.module)
     if not weights:
         return Refusal("dtype", "no weight fixes the data type of the result", "use one data type in the whole model")

@@ -84,11 +84,18 @@ class NetPlan:
         }
         return [m for m in (*self.absorbed(value), value) if (m in inside) == (root in self.aliases)]
 
+    def members(self, value: Value) -> list[Value]:
+        """``value``, what disappeared into it, and the branches that it took over with what disappeared into them."""
+        joined = [wrap.joined for wrap in self.wraps.get(value, ()) if wrap.joined is not None]
+        return [*(m for other in joined for m in self.members(other)), *self.absorbed(value), value]
+
     def numbers(self, value: Value) -> Affine:
         """The formula of a value with weights."""
         formula = folded(self.operations, self.inlined, value, self.groupings.get(value))
         for wrap in self.wraps.get(value, ()):
-            result = wrapped(formula, value, wrap, folded(self.operations, self.inlined, wrap.norm))
+            joined = wrap.joined
+            other = folded(self.operations, self.inlined, wrap.norm) if joined is None else self.numbers(joined)
+            result = wrapped(formula, value, wrap, other)
             if isinstance(result, Refusal):
                 raise AssertionError(f"a planned formula cannot be computed: {result}")
             formula = result

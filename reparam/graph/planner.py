@@ -14,6 +14,7 @@ from reparam.graph.baring import Baring
 from reparam.graph.behind import Behind
 from reparam.graph.draft import Draft
 from reparam.graph.grouping import Grouping
+from reparam.graph.joining import Joining
 from reparam.graph.lift import Known, Lifting
 from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan
@@ -62,6 +63,9 @@ class _Planner:
         grouping = Grouping(self.draft, self.worth)
         for value in reversed(order):  # a sum before its partial sums
             grouping.regroup(value)
+        joining = Joining(self.draft, self.worth)
+        for value in order:
+            joining.join(value)
         baring = Baring(self.draft, self.worth)
         for value in self.plan.net.values:
             baring.bare(value)

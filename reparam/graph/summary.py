@@ -14,7 +14,7 @@ from reparam.report import Region
 
 def describe(plan: NetPlan, value: Value, error: float | None) -> Region:
     """One region before and after."""
-    members = [*plan.absorbed(value), value, *(wrap.norm for wrap in plan.wraps.get(value, ()))]
+    members = [*plan.members(value), *(wrap.norm for wrap in plan.wraps.get(value, ()))]
     before = [plan.operations[v] for v in members]
     formula = plan.formulas[value]
     work_before = [affine_work(op.structure, plan.sizes, plan.sizes[v]) for op, v in zip(before, members, strict=True)]
