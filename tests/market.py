@@ -76,6 +76,9 @@ PLACE = Why(
 )
 PHASE = Why("shift-invariant only with a period", ("transpos", "period", "phase", "cost", "shape", "unread", "linear"))
 STATISTICS = Why("the norm uses the statistics of its batch", ("statistic", "running", "training"))
+SIZED = Why("the kernel is made anew for as many channels as the input has", ("sizes of the input",))
+CUT = Why("forward cuts a weight by a size of its input, and writes into it", ("slice indices",))
+AUTOGRAD = Why("a function of autograd in the forward, which so cannot be written anew", ("gradient mode",))
 KERNEL = Why("the norm scales and shifts in the pass that it makes anyway", ("same pass",))
 SLOPE = Why("the slope is not 1", ("slope", "linear", "activation", "boundary", "leaky"))
 
@@ -612,7 +615,7 @@ CLASSIC = (
     Family("RMNet", RMNET, ReserveAndMerge, Counts(2, 3, 1), Counts(2, 0, 1), (DEAD, NORM), "two 3x3, their sum kept",
            why=ACTIVATION | ROOTS),
     Family("RMNet, weights written in forward", RMNET, ReservedWeights, Counts(2, 1, 0), Counts(2, range(2), 0), (),
-           "unchanged", why=IMPURE),
+           "unchanged", why=CUT),
     Family("ParNet, downsampling", PARNET, PoolBesideStride, Counts(2, 2, 1), Counts(1, 0, 0),
            (NORM, SUM, CHAIN, POOL, GROUPS), "3x3 of stride 2, once the size is known to be even",
            sizes=((12, 10), (8, 10)), example_inputs=True, sweep=WIDTHS, one_conv=True),
@@ -1560,10 +1563,9 @@ LARGE = (
     Family("SLaK bands", SLAK, lambda channels=4: Bands(channels), Counts(3, 3, 2), Counts(2, 0, 1),
            (NORM, SUM, GROUPS), "the two bands, the square folded into one of them", why=COST, channels=4,
            one_conv=True),
-    Family("ShiftwiseConv", SHIFTWISE, ShiftWise, Counts(2, 5, 4), Counts(1, 3, 3), (NORM, SUM, GROUPS, CHANNELS),
-           "one depthwise 3x3 before the shifts", why=OPAQUE),
-    Family("PeLK", PELK, Peripheral, Counts(1, 1, 0), Counts(1, 0, 0), (NORM, GROUPS, CONSTANT), "depthwise 9x9",
-           one_conv=True),
+    Family("ShiftwiseConv", SHIFTWISE, ShiftWise, Counts(2, 5, 4), Counts(2, 3, 4), (NORM, GROUPS),
+           "two depthwise 3x3 before the shifts, without their norms", why=AUTOGRAD),
+    Family("PeLK", PELK, Peripheral, Counts(1, 1, 0), Counts(1, 1, 0), (), "unchanged", why=SIZED, one_conv=True),
     Family("ParC-Net", PARCNET, CircularRows, Counts(1, 0, 1), Counts(1, 0, range(2)), (BIAS_MAP,),
            "circular convolution and a map", why=PLACE, sizes=((8, 9), (8, 10)), one_conv=False),
     Family("InceptionNeXt", INCEPTIONNEXT, InceptionMixer, Counts(5, 1, 1, 1), Counts(5, 0, 1),
@@ -2451,8 +2453,8 @@ RESOLUTION = (
            "3x3", sweep={"channels": (4, 8)}, one_conv=True),
     Family("SPAN, branches", SPAN, PaddedTriple, Counts(4, 0, 1), Counts(1, 0, 0), (SUM, CHAIN, PAD), "3x3",
            sweep={"channels": (4, 8), "stride": (1, 2)}, one_conv=True),
-    Family("SPAN, weights written in forward", SPAN, SelfUpdating, Counts(1, 0, 0), Counts(1, 0, 0), (CONSTANT,),
-           "one convolution with weights that are never stale", modules=5),
+    Family("SPAN, weights written in forward", SPAN, SelfUpdating, Counts(1, 0, 0), Counts(1, 0, 0), (),
+           "unchanged", why=IMPURE, modules=5),
     Family("XLSR", XLSR, GroupedNet, Counts(9, 0, 0), Counts(range(8, 10), 0, range(2)), (CHANNELS,),
            "grouped 3x3 and 1x1 stay apart", why=BORDER | COST, channels=3),
     Family("XLSR chain between blocks", XLSR, lambda channels=16: nn.Sequential(
