@@ -9,12 +9,13 @@ BIN := $(VENV)/bin
 DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
 DOCS_STAMP := $(VENV)/.installed-docs
+BENCH_STAMP := $(VENV)/.installed-bench
 # One thread per test worker; more would fight over the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types docs zoo clean help
+.PHONY: demo test lint types docs zoo bench clean help
 
 demo: $(DEMO_STAMP)  ## train a small RepVGG on real images, fuse it and compare
 	$(BIN)/python examples/repvgg.py $(ARGS)
@@ -25,6 +26,13 @@ test: $(TEST_STAMP)  ## the test suite
 zoo: $(TEST_STAMP)  ## 2,000 random nets, then every family of timm and torchvision: writes docs/zoo.md
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m long
 	$(ONE_THREAD) $(BIN)/python benchmarks/zoo.py --jobs $(WORKERS) $(ARGS)
+
+# One thread per core, and nothing else on the machine. What was measured is kept: an interrupted run goes on.
+bench: $(BENCH_STAMP)  ## fused nets timed in six runtimes, about 40 minutes; ARGS=--quick takes a few: docs/speed.md
+	$(BIN)/python -m benchmarks.outputs $(ARGS)
+	$(BIN)/python -m benchmarks.paper $(ARGS)
+	$(BIN)/python -m benchmarks.limit $(ARGS)
+	$(BIN)/python -m benchmarks.fusing $(filter --quick,$(ARGS))
 
 lint: $(TEST_STAMP)  ## ruff
 	$(BIN)/ruff check .
@@ -51,6 +59,10 @@ $(DEMO_STAMP): pyproject.toml | $(BIN)/python
 
 $(TEST_STAMP): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[test,zoo,examples,train,packages]'
+	touch $@
+
+$(BENCH_STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --editable '.[bench]'
 	touch $@
 
 $(DOCS_STAMP): pyproject.toml | $(BIN)/python

@@ -8,12 +8,10 @@ Without the file the block says how to get the figures.
 """
 
 import argparse
-import importlib.util
 import json
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,31 +21,21 @@ BLOCK = re.compile(r"(?<=<!-- figures: examples/repvgg\.py -->\n).*?(?=<!-- /fig
 ABSENT = "Run `make demo`.\n"
 
 
-def example() -> ModuleType:
-    """The example as a module: its own rows are shown, so that README and terminal agree."""
-    name = "figures_of_repvgg"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / "repvgg.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
-        sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
 def block(results: Path = RESULTS) -> str:
     """The text between the marks."""
     if not results.is_file():
         return ABSENT
     run: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
-    demo = example()
-    fields = {name: run[name] for name in demo.Comparison.__dataclass_fields__}
-    forms = {name: demo.Figures(**fields[name]) for name in ("before", "after")}
-    result = demo.Comparison(**{**fields, **forms})
+    sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+    from demo.comparison import Comparison, Figures  # the example's own rows, so that README and terminal agree
+    from demo.showing import rows
+
+    fields = {name: run[name] for name in Comparison.__dataclass_fields__}
+    forms = {name: Figures(**fields[name]) for name in ("before", "after")}
+    result = Comparison(**{**fields, **forms})
     data, machine = run["data"], run["machine"]
     lines = ["| | before `fuse` | after `fuse` | change |", "|---|---:|---:|---:|"]
-    lines += [f"| {' | '.join(row)} |" for row in demo.rows(result)]
+    lines += [f"| {' | '.join(row)} |" for row in rows(result)]
     lines += [
         "",
         f"Largest difference between logits {result.largest_difference:.1e} (largest logit {result.largest_logit:.1f});"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from reparam import cost, models, nn
     from reparam.algebra import Refusal
-    from reparam.api import fuse, plan
+    from reparam.api import fuse, plan, receipt
     from reparam.checkpoints.deploy import load_deploy, save_deploy
     from reparam.checkpoints.read import load_checkpoint
     from reparam.cost import DEFAULT_COST, Cost, Work
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from reparam.expansion import expand, restore
     from reparam.exporting.export import export
     from reparam.graph.lift import LIFTINGS
+    from reparam.graph.lift.declared import Formula, declare
     from reparam.measure import measured
-    from reparam.report import Plan, Region
+    from reparam.report import Plan, Receipt, Region
     from reparam.verification.result import Cause, Difference, Verification
     from reparam.verification.verify import verify
 else:
@@ -28,8 +29,10 @@ else:
         "CheckError": "reparam.errors",
         "Cost": "reparam.cost",
         "Difference": "reparam.verification.result",
+        "Formula": "reparam.graph.lift.declared",
         "MissingPackageError": "reparam.errors",
         "Plan": "reparam.report",
+        "Receipt": "reparam.report",
         "Refusal": "reparam.algebra",
         "Region": "reparam.report",
         "ReparamError": "reparam.errors",
@@ -37,6 +40,7 @@ else:
         "Verification": "reparam.verification.result",
         "Work": "reparam.cost",
         "cost": "reparam.cost",
+        "declare": "reparam.graph.lift.declared",
         "expand": "reparam.expansion",
         "expansion": "reparam.expansion",
         "export": "reparam.exporting.export",
@@ -47,6 +51,7 @@ else:
         "models": "reparam.models",
         "nn": "reparam.nn",
         "plan": "reparam.api",
+        "receipt": "reparam.api",
         "restore": "reparam.expansion",
         "save_deploy": "reparam.checkpoints.deploy",
         "verify": "reparam.verification.verify",
@@ -72,8 +77,10 @@ __all__ = [
     "CheckError",
     "Cost",
     "Difference",
+    "Formula",
     "MissingPackageError",
     "Plan",
+    "Receipt",
     "Refusal",
     "Region",
     "ReparamError",
@@ -81,6 +88,7 @@ __all__ = [
     "Verification",
     "Work",
     "cost",
+    "declare",
     "expand",
     "export",
     "fuse",
@@ -90,6 +98,7 @@ __all__ = [
     "models",
     "nn",
     "plan",
+    "receipt",
     "restore",
     "save_deploy",
     "verify",

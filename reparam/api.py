@@ -1,14 +1,15 @@
-"""The two verbs: ``fuse`` and ``plan``."""
+"""``fuse``, and what it would do (``plan``) and did (``receipt``)."""
 
 from typing import Any
 
 from torch import nn
 
 from reparam.cost import DEFAULT_COST, Cost
+from reparam.graph.fusing import apply, collected_later, refuse_bad_model
 from reparam.graph.lift import LIFTINGS, Lifting
 from reparam.graph.options import Options, Rule
-from reparam.graph.session import Session, apply, refuse_bad_model
-from reparam.report import Plan
+from reparam.graph.session import Session
+from reparam.report import Plan, Receipt
 
 
 def fuse(
@@ -42,7 +43,7 @@ def fuse(
             the result of the convolution has elements.
 
     Returns:
-        A model of the same class that computes the same.
+        A model of the same class that computes the same; ``reparam.receipt`` tells what was done to it.
 
     Raises:
         TrainingModeError: the model is in training mode.
@@ -87,4 +88,28 @@ def plan(
         TrainingModeError: the model is in training mode.
     """
     refuse_bad_model(model)
-    return Session(model, Options(cost, exclude, liftings, example_inputs, only, bias_maps)).summary()
+    with collected_later():
+        return Session(model, Options(cost, exclude, liftings, example_inputs, only, bias_maps)).plan()
+
+
+def receipt(model: nn.Module) -> Receipt:
+    """What ``fuse`` did to a model: each region with its measured error, and what was left alone and why.
+
+    The receipt is plain data in an attribute of the fused model: it stays through ``deepcopy``, ``pickle`` and
+    ``torch.save`` of the model, is no part of the ``state_dict``, and is gone from parts of the model and from
+    exported, scripted and ``torch.fx`` copies. Fusing once more replaces it.
+
+    Args:
+        model: what ``fuse`` or ``Plan.apply`` returned, or a copy of it.
+
+    Raises:
+        ReparamError: the model holds no receipt.
+
+    Example:
+        >>> import torch, reparam
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).eval()
+        >>> (region,) = reparam.receipt(reparam.fuse(net)).regions
+        >>> region.error < 1e-12
+        True
+    """
+    return Receipt.of(model)

@@ -5,7 +5,8 @@ the number gets smaller. Sizes are relative: elements per channel at the resolut
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from typing import Any, Final, final
 
@@ -69,6 +70,7 @@ def always(work: Work) -> float:
 DEFAULT_COST: Final[Cost] = macs_and_traffic
 
 
+@lru_cache(maxsize=8192)
 def conv_work(conv: Conv, biased: bool, size_in: float, size_out: float, pads: bool = False) -> Work:
     """Work of one convolution; ``size_in`` and ``size_out`` are spatial elements, ``pads`` says that a pad is apart."""
     groups = conv.groups if conv.axes else 1  # nn.Linear has no groups
@@ -91,26 +93,31 @@ def _bent(conv: Conv) -> bool:
 
 def affine_work(formula: Affine, sizes: Mapping[Any, float], size_out: float) -> Work:
     """Work of a value that is computed as its formula says: one convolution per term, and the sum."""
-    work = Work()
     biased = formula.biased and formula.size is None
+    works = []
     for root, conv in formula.terms.items():
         if conv.identity:
             continue
-        work += conv_work(conv, biased, sizes[root], size_out, conv.needs_pad or _bent(conv))
+        works.append(conv_work(conv, biased, sizes[root], size_out, conv.needs_pad or _bent(conv)))
         biased = False
     extra = len(formula.terms) - 1
     channels = formula.channels or 1
     if formula.size is not None:  # added in a pass of its own, to each image of a batch
-        work += Work(traffic=2 * channels * size_out, parameters=channels * prod(formula.size), launches=1)
+        works.append(Work(traffic=2 * channels * size_out, parameters=channels * prod(formula.size), launches=1))
     elif biased and any(conv.identity for conv in formula.terms.values()):
         extra += 1  # a bias that no convolution takes along
-    return work + Work(traffic=3 * channels * size_out * extra, launches=extra)
+    if len(works) == 1 and not extra:
+        return works[0]
+    return sum(works, Work(traffic=3 * channels * size_out * extra, launches=extra))
 
 
-def operation_work(formula: Affine, sizes: Mapping[Any, float], size_out: float, passes: bool = False) -> Work:
+def operation_work(
+    formula: Affine, sizes: Mapping[Any, float], size_out: float, *, passes: bool = False, copies: bool = False
+) -> Work:
     """Work of one operation as it stands in a net: one launch, whatever its formula.
 
-    ``passes`` says that it runs even where its formula is the identity, as ``x + 0`` does and ``nn.Identity`` does not.
+    ``passes`` says that it runs even where its formula is the identity, as ``x + 0`` does and ``nn.Identity`` does not;
+    ``copies`` that it only copies elements, as a pad does, and multiplies nothing.
     """
     convs = [(root, conv) for root, conv in formula.terms.items() if not conv.identity]
     if len(formula.terms) == 1:
@@ -120,9 +127,9 @@ def operation_work(formula: Affine, sizes: Mapping[Any, float], size_out: float,
         ((root, conv),) = convs
         if conv.moves:
             return Work(launches=1)  # a view
-        work = conv_work(conv, formula.biased, sizes[root], size_out, conv.taps > 1 and _bent(conv))
-        copies = conv.taps == 1 and not conv.pointwise and conv.groups == conv.in_channels == conv.out_channels
-        return Work(0.0, work.traffic, work.parameters, work.launches) if copies else work  # a pad multiplies nothing
+        if copies:
+            return replace(conv_work(conv, formula.biased, sizes[root], size_out), macs=0.0)
+        return conv_work(conv, formula.biased, sizes[root], size_out, _bent(conv))
     channels = formula.channels or 1
     if convs and all(conv.moves for _, conv in convs):  # each part is copied
         copied = sum(conv.in_channels * sizes[root] for root, conv in convs)

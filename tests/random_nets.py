@@ -296,9 +296,18 @@ class Forward:
         """One layer after a value."""
         value, maker = self.pick(), self.maker
         kind = self.rng.choice(
-            ("conv", "conv", "norm", "act", "act", "nothing", "scale", "pool", "again", "again", "pair", "nested")
+            ("conv", "norm", "act", "act", "nothing", "scale", "pool", "again", "again", "pair", "nested", "turned")
         )
         channels, level = value.channels, value.level
+        if kind == "turned":  # a layer that has the channels last
+            last = ", ".join(map(str, (0, *range(2, self.maker.dims + 2), 1)))
+            first = ", ".join(map(str, (0, self.maker.dims + 1, *range(1, self.maker.dims + 1))))
+            turned = f"{self.own(nn.Linear(channels, channels, self.rng.random() < 0.5))}({value.name}.permute({last}))"
+            if self.rng.random() < 0.3:
+                self.let(f"torch.tanh({turned}).permute({first})", channels, level)
+            else:
+                self.let(f"{turned}.permute({first})", channels, level)
+            return
         if kind == "again":
             known = [name for name, c_in, c_out in self.shared if c_in == c_out == channels]
             if known:
@@ -385,11 +394,11 @@ class Forward:
             joined = self.let(
                 f"torch.cat([{value.name}, {other.name}], {self.rng.choice(('1', 'dim=1'))})", channels, value.level
             )
-            self.let(
-                f"{self.own(self.maker.conv(channels, value.channels, padded=self.rng.random() < 0.5))}({joined.name})",
-                value.channels,
-                value.level,
-            )
+            if self.rng.random() < 0.5:  # a norm that belongs to several convolutions in front of it
+                joined = self.let(f"{self.own(self.maker.norm(channels))}({joined.name})", channels, value.level)
+            conv = self.maker.conv(channels, value.channels, padded=self.rng.random() < 0.5)
+            parts = [conv, self.maker.norm(value.channels)] if self.rng.random() < 0.5 else [conv]
+            self.let(f"{self.own(nn.Sequential(*parts))}({joined.name})", value.channels, value.level)
         elif value.channels % 2 == 0:
             half = value.channels // 2
             left, right = f"v{self.fresh + 1}", f"v{self.fresh + 2}"
@@ -435,7 +444,8 @@ class Forward:
     # -- the whole ---------------------------------------------------------------------------------
 
     def build(self, statements: int, outputs: bool) -> Made:
-        kinds = [self.branches] * 5 + [self.layer] * 4 + [self.arithmetic] * 2 + [self.write, self.join, self.condition]
+        kinds = [self.branches] * 5 + [self.layer] * 4 + [self.arithmetic] * 2
+        kinds += [self.write, self.condition, self.join, self.join]
         self.branches()
         for _ in range(statements - 1):
             self.rng.choice(kinds)()

@@ -237,3 +237,17 @@ def test_other_lengths_or_none_refuse() -> None:
         Conv(4, 4, (3,), (1,), (1,), (1,), (1,), one_size=True),
     ):
         assert isinstance(substitute(Affine({"v": outer}), {"v": inner}), Refusal)
+
+
+def test_in_place_and_as_plain_data() -> None:
+    model = wide(Branches())
+    changed = copy.deepcopy(model)
+    reparam.fuse(changed, example_inputs=images(), bias_maps=True, inplace=True)
+    assert_equal(changed, model, images())
+    stored = io.BytesIO()
+    torch.save(changed, stored)
+    stored.seek(0)
+    (region,) = reparam.receipt(torch.load(stored, weights_only=False)).regions
+    assert region.after[-1] == "bias map 9x8, for this size only"
+    assert region.error is not None
+    assert region.error < 1e-12

@@ -110,3 +110,32 @@ def test_a_norm_behind_parts_goes_into_each() -> None:
             return self.norm(torch.cat([self.tall(x), self.wide(x)], 1))
 
     becomes(wide(Parts()), torch.randn(2, 8, 7, 6, dtype=torch.float64), layers=2)
+
+
+class JoinedNorm(nn.Module):
+    """A norm of joined channels that a fused branch and a sum read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 4, 1, bias=False), nn.Conv2d(8, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.branch = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(torch.cat([self.first(x), torch.relu(self.second(x))[:, :4]], 1))
+        return self.branch(y) + y
+
+
+class JoinedConvs(JoinedNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(torch.cat([self.first(x), self.second(x.sigmoid())], 1))
+        return self.branch(y) + y
+
+
+def test_a_norm_that_went_back_counts_once() -> None:
+    """Convolutions in front of the joint took it over; the fused branch behind it reads what they give."""
+    becomes(wide(JoinedConvs()), torch.randn(2, 8, 7, 6, dtype=torch.float64), layers=3)
+
+
+def test_a_norm_behind_a_joint_of_which_one_part_is_not_linear_stays() -> None:
+    becomes(wide(JoinedNorm()), torch.randn(2, 8, 7, 6, dtype=torch.float64), layers=3, norms=1)

@@ -287,11 +287,11 @@ class Stateful(nn.Module):
     ("call", "message"),
     [
         (
-            lambda path: save_deploy(Stateful(), path),
+            lambda folder: save_deploy(Stateful(), folder / "net.safetensors"),
             "expected tensors in the state of Stateful, found a dict at _extra_state: a safetensors file holds tensors",
         ),
         (
-            lambda path: save_deploy(nn.Linear(2, 2, device="meta"), path),
+            lambda folder: save_deploy(nn.Linear(2, 2, device="meta"), folder / "net.safetensors"),
             "expected numbers in Linear, found a meta tensor at weight",
         ),
         (lambda path: load_deploy(build, path / "none"), "expected a deploy checkpoint, found no file at "),

@@ -119,13 +119,68 @@ def run_json(*arguments: str, code: int = 0) -> dict[str, Any]:
 
 def test_plan(user: str) -> None:
     printed = run("plan", f"{user}:net")
-    assert "first: conv 3x3, batch norm -> conv 3x3" in printed
+    assert "first Conv2d: conv 3x3, batch norm -> conv 3x3" in printed
     found = run_json("plan", f"{user}:net", "--kwargs", '{"width": 8}')
     assert [region["path"] for region in found["regions"]] == ["first"]
     assert found["regions"][0]["params_after"] == 8 * 27 + 8
     left = run_json("plan", f"{user}:net", "--exclude", "norm")["left"]
     assert [(refusal["rule"], refusal["path"]) for refusal in left] == [("excluded", "first"), ("excluded", "norm")]
     assert run_json("plan", f"{user}:net", "--only", "last")["regions"] == []
+
+
+def test_plan_as_tables(user: str) -> None:
+    lines = run("plan", f"{user}:net", "--markdown").splitlines()
+    assert lines[0] == "**Net: 1 region is fused, 0 operations are left alone**"
+    assert any(line.startswith("| first Conv2d | conv 3x3, batch norm | conv 3x3 |") for line in lines)
+
+
+def test_draw(user: str, tmp_path: Path) -> None:
+    pytest.importorskip("pygraphviz", reason="needs the extra 'draw'")
+    said = "Net: 1 region is fused, 0 operations are left alone"
+    for name, start in (("net.svg", b"<?xml"), ("net.png", b"\x89PNG"), ("net.html", b"<!DOCTYPE html>")):
+        assert run("draw", f"{user}:net", "--out", str(tmp_path / name)).endswith(f"wrote {tmp_path / name}: {said}\n")
+        assert (tmp_path / name).read_bytes().startswith(start)
+    part = run_json("draw", f"{user}:net", "--out", str(tmp_path / "part.svg"), "--module", "last")
+    assert (part["regions"], part["left"], part["module"]) == (1, 0, "last")
+    words = (tmp_path / "part.svg").read_text(encoding="utf-8")
+    assert "before: last" in words
+    assert "conv 3x3" not in words
+
+
+def test_draw_ranges_of_the_weights_that_were_loaded(user: str, tmp_path: Path) -> None:
+    out, other = tmp_path / "ranges.svg", tmp_path / "other.svg"
+    run("draw", f"{user}:net", "--ranges", "--out", str(out))
+    weights = Source(f"{user}:net", {}).build().state_dict()
+    weights["first.weight"][2] *= 100
+    torch.save(weights, tmp_path / "net.pth")
+    run("draw", f"{user}:net", "--ranges", "--weights", str(tmp_path / "net.pth"), "--out", str(other))
+    spread = re.compile(r"<!-- ([\d.]+)× -->")  # matplotlib writes each text as a comment, too
+    assert max(map(float, spread.findall(other.read_text(encoding="utf-8")))) > 20
+    assert max(map(float, spread.findall(out.read_text(encoding="utf-8")))) < 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--out", "net.gif"], "expected a file that ends in .svg, .png, .html, found 'net.gif': give it an ending"),
+        (["--out", "n.html", "--ranges"], "found 'n.html': give it an ending"),
+        (["--out", "no/net.svg"], "expected a folder to write net.svg into, found none at no: make it first"),
+        (["--out", "no/net.png", "--ranges"], "expected a folder to write net.png into, found none at no"),
+        (["--out", "net.svg", "--module", "lats"], "expected the path of a module that the forward of Net uses, found"),
+        (["--out", "net.svg", "--module", "last", "--ranges"], "expected --ranges or --module, found both"),
+    ],
+)
+def test_what_cannot_be_drawn(arguments: list[str], text: str, user: str) -> None:
+    pytest.importorskip("pygraphviz", reason="needs the extra 'draw'")
+    assert text in run("draw", f"{user}:net", *arguments, code=2)
+
+
+def test_a_missing_folder_is_named(user: str, tmp_path: Path) -> None:
+    expected = "expected a folder to write net.safetensors into, found none at"
+    assert expected in run("fuse", f"{user}:net", "--out", str(tmp_path / "no" / "net.safetensors"), code=2)
+    (tmp_path / "net.pt2").mkdir()
+    said = run("export", f"{user}:net", *SHAPE, "--out", str(tmp_path / "net.pt2"), code=2)
+    assert "expected the path of a file to write, found the folder" in said
 
 
 def test_a_right_net_is_verified(user: str) -> None:

@@ -17,7 +17,17 @@ from torch import Tensor, nn
 
 import reparam
 
-Image = pytest.importorskip("PIL.Image", reason="needs the extra 'examples'")
+pytest.importorskip("PIL", reason="needs the extra 'examples'")
+pytest.importorskip("matplotlib", reason="needs the extra 'examples'")
+pytest.importorskip("mlxtend", reason="needs the extra 'examples'")
+pytest.importorskip("tqdm", reason="needs the extra 'examples'")
+from PIL import Image
+
+from common import build
+from demo.comparison import paired_timing
+from demo.images import folder
+from demo.memory import peak_activation_bytes
+from demo.training import augmented
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "repvgg.py"
 QUICK = ["--device", "cpu", "--rounds", "2"]
@@ -25,8 +35,6 @@ QUICK = ["--device", "cpu", "--rounds", "2"]
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[ModuleType]:
-    for needed in ("matplotlib", "mlxtend", "tqdm"):
-        pytest.importorskip(needed, reason="needs the extra 'examples'")
     spec = importlib.util.spec_from_file_location("example_repvgg", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -92,13 +100,13 @@ class TestDigits:
         assert after["multiply_adds"] < before["multiply_adds"]
         assert after["peak_activations"] < before["peak_activations"]
 
-    def test_deploy_checkpoint_gives_the_same_net(self, output: Path, example: ModuleType) -> None:
+    def test_deploy_checkpoint_gives_the_same_net(self, output: Path) -> None:
         assert figures(output)["reloaded"] == {
             "accuracy": figures(output)["after"]["accuracy"],
             "largest_difference": 0,
         }
         weights = load_file(output / "deploy.safetensors")
-        fused = reparam.fuse(example.build("small", 10).eval())
+        fused = reparam.fuse(build("small", 10).eval())
         assert weights.keys() == fused.state_dict().keys()
 
     def test_checkpoints_say_what_they_are(self, output: Path) -> None:
@@ -141,10 +149,10 @@ class TestFolder:
         assert found["data"] == {"name": "photos", "classes": 2, "size": 16, "train": 32, "test": 8}
         assert found["predictions_changed"] == 0
 
-    def test_given_split(self, example: ModuleType, tmp_path: Path) -> None:
+    def test_given_split(self, tmp_path: Path) -> None:
         drawn_classes(tmp_path / "train", {"dark": 60, "light": 200}, number=6)
         drawn_classes(tmp_path / "val", {"dark": 60, "light": 200}, number=2)
-        data = example.folder(tmp_path, size=8, limit=None, test_fraction=0.5, seed=0)
+        data = folder(tmp_path, size=8, limit=None, test_fraction=0.5, seed=0)
         assert (len(data.train), len(data.test)) == (12, 4)
         image, label = data.test[3]
         assert (image.shape, image.dtype, label) == ((3, 8, 8), torch.uint8, 1)
@@ -197,9 +205,9 @@ class TestOptions:
     def test_unknown_architecture_lists_all(self, example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
         assert "small, repvgg_a0, repvgg_a1" in refused(example, capsys, "--arch", "xyz")
 
-    def test_every_factory_can_be_named(self, example: ModuleType) -> None:
+    def test_every_factory_can_be_named(self) -> None:
         with torch.device("meta"):
-            net = example.build("repvgg_b1g4", 7)
+            net = build("repvgg_b1g4", 7)
         assert net.head.out_features == 7
 
     @pytest.mark.parametrize(
@@ -241,37 +249,37 @@ class TestActivationMemory:
     batch = torch.zeros(1, 2, 5, 5)
     one = 2 * 5 * 5 * 4
 
-    def test_freed_activations_leave(self, example: ModuleType) -> None:
+    def test_freed_activations_leave(self) -> None:
         # While a layer runs, its input and its output are alive; the batch itself does not count.
         chain = nn.Sequential(*(nn.Conv2d(2, 2, 1) for _ in range(5)))
-        assert example.peak_activation_bytes(chain, self.batch) == 2 * self.one
-        assert example.peak_activation_bytes(chain[:1], self.batch) == self.one
+        assert peak_activation_bytes(chain, self.batch) == 2 * self.one
+        assert peak_activation_bytes(chain[:1], self.batch) == self.one
 
     @pytest.mark.parametrize("count", [1, 2, 3])
-    def test_parallel_branches_stay(self, example: ModuleType, count: int) -> None:
+    def test_parallel_branches_stay(self, count: int) -> None:
         # All branches, and the stack of them; when the list is gone, the stack and the sum are less than that.
-        assert example.peak_activation_bytes(Branches(count), self.batch) == 2 * count * self.one
+        assert peak_activation_bytes(Branches(count), self.batch) == 2 * count * self.one
 
-    def test_in_place_results_and_views_count_once(self, example: ModuleType) -> None:
+    def test_in_place_results_and_views_count_once(self) -> None:
         net = nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(inplace=True), nn.Flatten(), nn.Unflatten(1, (2, 5, 5)))
-        assert example.peak_activation_bytes(net, self.batch) == self.one
+        assert peak_activation_bytes(net, self.batch) == self.one
 
-    def test_parameters_do_not_count(self, example: ModuleType) -> None:
+    def test_parameters_do_not_count(self) -> None:
         # The linear layer's weight is transposed, which gives a view of a storage that was there before.
-        assert example.peak_activation_bytes(nn.Linear(50, 3), torch.zeros(1, 50)) == 3 * 4
+        assert peak_activation_bytes(nn.Linear(50, 3), torch.zeros(1, 50)) == 3 * 4
 
 
-def test_paired_timing_measures_both(example: ModuleType) -> None:
+def test_paired_timing_measures_both() -> None:
     short, long = nn.Identity(), nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(10)))
-    timing = example.paired_timing(long, short, torch.zeros(4, 8, 32, 32), rounds=5)
+    timing = paired_timing(long, short, torch.zeros(4, 8, 32, 32), rounds=5)
     assert timing.before > timing.after > 0
     assert timing.speedup > 2
 
 
-def test_shifts_repeat_the_edge(example: ModuleType) -> None:
+def test_shifts_repeat_the_edge() -> None:
     images = torch.arange(2 * 3 * 16, dtype=torch.uint8).view(2, 3, 4, 4)
-    assert torch.equal(example.augmented(images, 0, False, torch.Generator()), images)
-    moved = example.augmented(images, 1, False, torch.Generator().manual_seed(1))
+    assert torch.equal(augmented(images, 0, False, torch.Generator()), images)
+    moved = augmented(images, 1, False, torch.Generator().manual_seed(1))
     padded = nn.functional.pad(images.float(), (1, 1, 1, 1), mode="replicate").to(torch.uint8)
     for image, wide in zip(moved, padded, strict=True):
         crops = [wide[:, top : top + 4, left : left + 4] for top in range(3) for left in range(3)]

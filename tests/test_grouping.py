@@ -1,5 +1,6 @@
 """Sums of which not all branches should become one convolution: the best groups, and equal outputs."""
 
+import copy
 import io
 from collections.abc import Iterator
 from math import prod
@@ -135,3 +136,15 @@ def test_names_and_state() -> None:
     assert_equal(again, model)
     (region,) = reparam.plan(model).regions
     assert region.after == ("conv 21x1, groups 4", "conv 1x21, groups 4")
+
+
+def test_in_place_and_the_picture() -> None:
+    model = wide(Branches(THIN))
+    plan = reparam.plan(model)
+    (node,) = (node for node in plan.wiring.after.values() if node.region is not None)
+    assert node.label == "conv 21x1, groups 4 + conv 1x21, groups 4"
+    assert node.inputs == (0,)
+    changed = copy.deepcopy(model)
+    reparam.fuse(changed, inplace=True)
+    assert kernels_of(changed) == [(1, 21), (21, 1)]
+    assert_equal(changed, model)

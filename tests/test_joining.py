@@ -134,3 +134,14 @@ def test_a_hooked_shuffle_stays() -> None:
     fused = reparam.fuse(model)
     assert len(convolutions(fused)) == 2
     assert_equal(fused, model)
+
+
+def test_in_place_and_the_picture() -> None:
+    model = wide(Three())
+    plan = reparam.plan(model)
+    assert sum(node.label == "PixelShuffle" for node in plan.wiring.before.values()) == 3
+    assert sum(node.label == "PixelShuffle" for node in plan.wiring.after.values()) == 1
+    changed = copy.deepcopy(model)
+    reparam.fuse(changed, inplace=True)
+    assert convolutions(changed) == [(5, 5)]
+    assert_equal(changed, model)

@@ -116,6 +116,69 @@ def test_what_pays_only_together_goes_into_all_readers(readers: int) -> None:
     assert all(isinstance(layer, nn.Linear) for layer in fused.heads)
 
 
+class PooledTokens(nn.Module):
+    """Keys and values of means over tokens, normed channels first; one more reader takes them as they are."""
+
+    def __init__(self, direct: bool = False) -> None:
+        super().__init__()
+        self.pool, self.norm = nn.AvgPool1d(2, 2), nn.BatchNorm1d(16)
+        self.keys, self.values = nn.Linear(16, 8), nn.Linear(16, 16, bias=False)
+        self.direct = nn.Conv1d(16, 8, 1) if direct else None
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        first = self.norm(self.pool(x.transpose(1, 2)))
+        y = first.transpose(1, 2)
+        found = [torch.tanh(self.keys(y).flatten(1)), torch.tanh(self.values(y).flatten(1))]
+        return torch.cat(found if self.direct is None else [*found, torch.tanh(self.direct(first).flatten(1))], 1)
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_the_norm_of_a_pool_goes_into_all_readers(direct: bool) -> None:
+    fused = becomes(wide(PooledTokens(direct)), torch.randn(2, 8, 16, dtype=torch.float64), layers=4 if direct else 2)
+    assert isinstance(fused.pool, nn.Conv1d if direct else nn.AvgPool1d)
+
+
+def test_the_norm_of_a_pool_that_is_also_read_otherwise_becomes_one_convolution_with_it() -> None:
+    class Gated(PooledTokens):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(self.pool(x.transpose(1, 2)))
+            return self.keys(y.transpose(1, 2)).transpose(1, 2) * torch.sigmoid(y[:, :8])
+
+    becomes(wide(Gated()), torch.randn(2, 8, 16, dtype=torch.float64), layers=3)
+
+
+def test_what_a_norm_reads_may_not_be_written_before_the_layer_that_takes_it_over() -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.layer, self.act = nn.BatchNorm1d(8), nn.Linear(8, 6), nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x * torch.sigmoid(x)
+            y = self.norm(x)
+            z = self.act(x)
+            return torch.tanh(self.layer(y.permute(0, 2, 1))) + z.mean()
+
+    becomes(wide(Written()), torch.randn(2, 8, 5, dtype=torch.float64), layers=1, norms=1)
+
+
+class Turned(nn.Module):
+    """Convolutions around a layer that has the channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 4, 1)
+        self.layer, self.norm = nn.Linear(6, 6), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).permute(0, 2, 3, 1)
+        return self.last(self.norm(self.layer(y).permute(0, 3, 1, 2)))
+
+
+def test_a_layer_between_two_orders_is_part_of_a_chain_of_convolutions() -> None:
+    becomes(wide(Turned()), torch.randn(2, 6, 5, 7, dtype=torch.float64), layers=1)
+
+
 def test_a_reader_more_keeps_the_norm_where_it_is() -> None:
     class Read(Tokens):
         def forward(self, x: Tensor) -> Tensor:
@@ -194,6 +257,7 @@ def test_branches_that_extend_their_input_differently_say_so() -> None:
             return self.bent(x) + self.zeros(x)
 
     conditions = {refusal.condition for refusal in reparam.plan(Mixed().eval()).left}
+    conditions = {condition.partition(";")[0] for condition in conditions}  # the other branch is named there
     assert conditions <= {f"borders are extended differently: {a} and {b}" for a, b in PAIRS}
     assert conditions
 

@@ -7,7 +7,7 @@ finds wrong, so the checks of whole modules look at the structure too, and run w
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,6 +43,7 @@ AFFINE = sys.modules["reparam.algebra.affine"]  # `reparam.algebra.branch_sum` a
 BRANCH_SUM = sys.modules["reparam.algebra.branch_sum"]
 CONV_AFTER_CONV = sys.modules["reparam.algebra.conv_after_conv"]
 GROUPS = sys.modules["reparam.algebra.groups"]
+PENDING = sys.modules["reparam.algebra.pending"]
 SOURCES = sys.modules["reparam.algebra.sources"]
 ARITHMETIC = sys.modules[next(f for f in reparam.LIFTINGS if f.__name__ == "arithmetic_sum").__module__]
 
@@ -245,6 +246,8 @@ def small_kernels_centred(monkeypatch: pytest.MonkeyPatch) -> None:
 def group_order_swapped_in_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     right = BRANCH_SUM.as_finer_blocks
     monkeypatch.setattr(BRANCH_SUM, "as_finer_blocks", lambda *arguments: right(*arguments).flip(-1))
+    columns = PENDING.Pending._columns
+    monkeypatch.setattr(PENDING.Pending, "_columns", lambda self, part: columns(self, part).flip(0))
 
 
 def group_order_swapped_in_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,6 +330,14 @@ def columns_scaled_for_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         return weight.double() * scale.reshape(1, -1, *(1,) * (weight.dim() - 2))
 
     monkeypatch.setattr(CONV_AFTER_CONV, "_scale_rows", wrong)
+    compute = PENDING.Pending.compute
+
+    def computed(self: Any, *options: Any) -> Tensor:
+        weight = compute(replace(self, parts=tuple(replace(part, scale=None) for part in self.parts)), *options)
+        scale = self.parts[0].scale
+        return weight if scale is None else wrong(scale, weight).to(weight.dtype)
+
+    monkeypatch.setattr(PENDING.Pending, "compute", computed)
 
 
 def taps_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,6 +353,13 @@ def identity_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
             right(total, box, part)
 
     monkeypatch.setattr(BRANCH_SUM, "add_into", wrong)
+    add = PENDING.Pending._add
+
+    def added(self: Any, block: Tensor, part: Any, *where: Any) -> None:
+        if not part.conv.identity:
+            add(self, block, part, *where)
+
+    monkeypatch.setattr(PENDING.Pending, "_add", added)
 
 
 def box_of_a_sum(edit: Callable[[Conv], Conv]) -> Patch:
@@ -415,6 +433,19 @@ def test_the_battery_is_green() -> None:
     assert red(BATTERY) == set()
 
 
+@pytest.fixture(autouse=True)
+def _nothing_remembered() -> Iterator[None]:
+    """Structures are composed anew, by the patched functions, and what they gave is not remembered."""
+    forget()
+    yield
+    forget()
+
+
+def forget() -> None:
+    CONV_AFTER_CONV._structure_after.cache_clear()
+    BRANCH_SUM._common_structure.cache_clear()
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_turns_its_checks_red(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant = MUTANTS[name]
@@ -422,6 +453,7 @@ def test_a_mutant_turns_its_checks_red(name: str, monkeypatch: pytest.MonkeyPatc
         mutant.patch(patched)
         failed = red(mutant.noticed_by)
     assert failed == set(mutant.noticed_by)
+    forget()
     assert red(mutant.noticed_by) == set(), "the patch was not taken back"
 
 

@@ -1,5 +1,6 @@
 """The package from outside: types, names, and how long it takes to import."""
 
+import ast
 import os
 import statistics
 import subprocess
@@ -27,7 +28,22 @@ def run(*command: str) -> str:
 
 def test_a_typed_program_runs() -> None:
     lines = run(sys.executable, str(PROGRAM)).splitlines()
-    assert lines[1:] == ["True True None", "Sequential model", "expected a model in eval mode"]
+    assert lines[1:] == [
+        "True True None",
+        "1 True",
+        "Sequential 1",
+        "Sequential model True",
+        "expected a model in eval mode",
+        "expected a convolution that acnet fits",
+    ]
+
+
+def test_the_typed_program_uses_every_public_name() -> None:
+    tree = ast.parse(PROGRAM.read_text(encoding="utf-8"))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert {*reparam.__all__} - imported - read == {"models"}, "which is imported from"
+    assert "from reparam.models import" in PROGRAM.read_text(encoding="utf-8")
 
 
 def test_a_typed_program_is_accepted(tmp_path: Path) -> None:

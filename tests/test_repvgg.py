@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 import reparam
+from reparam.algebra import Pending
 from reparam.models import RepVGG, RepVGGBlock, repvgg
 
 # --- the same net, written with flat attributes, one running sum and a gate out of a Sequential -----------------------
@@ -426,20 +427,20 @@ def test_a_policy_that_raises_leaves_the_net_bit_for_bit(source: str, calls: int
 def test_memory_that_runs_out_leaves_the_net_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch, source: str, built: int
 ) -> None:
-    """The convolution of some block cannot be built any more."""
+    """The weight of some block cannot be computed any more."""
     net = ready(short(source, "dense"))
     x = images((20, 23), channels=3)
-    logits, before, original, made = net(x), state(net), nn.Conv2d.__init__, 0
+    logits, before, original, made = net(x), state(net), Pending.compute, 0
 
-    def init(self: nn.Conv2d, *arguments: Any, **keywords: Any) -> None:
+    def compute(self: Pending, *arguments: Any) -> Tensor:
         nonlocal made
         made += 1
         if made > built:
             raise MemoryError("no memory left")
-        original(self, *arguments, **keywords)
+        return original(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(nn.Conv2d, "__init__", init)
+        patch.setattr(Pending, "compute", compute)
         with pytest.raises((MemoryError, reparam.ReparamError), match="no memory left"):
             reparam.fuse(net, inplace=True, check=False)
     assert made == built + 1

@@ -706,7 +706,7 @@ def test_border_rule_over_chains(record_property: Callable[[str, object], None])
     """Accepted is exact at every size, and what is refused is, with few exceptions, really inexact."""
     counts: Counter[str] = Counter()
 
-    @settings(max_examples=times(400))
+    @settings(max_examples=times(400), derandomize=True)  # shares of random draws vary
     @given(strategies.stages(), seeds)
     def check(stages: tuple[Stage, ...], seed: int) -> None:
         judge(stages, seed, counts)

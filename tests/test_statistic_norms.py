@@ -235,3 +235,9 @@ def test_a_wrong_share_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     fused = reparam.fuse(model, cost=FEWEST)
     assert scaling(fused) == 1
     assert_equal(fused, model, tokens())
+
+
+def test_the_picture_shows_the_norm_before_and_after() -> None:
+    wiring = reparam.plan(wide(Attention()), cost=FEWEST).wiring
+    for nodes in (wiring.before, wiring.after):
+        assert [node.label for node in nodes.values()].count("LayerNorm") == 1

@@ -2436,9 +2436,207 @@ class SizesOfTensors(Two):
         return y + self.token.repeat(n, 1, 1, 1)
 
 
-@pytest.mark.parametrize("net", [RanksAndSizesInConditions, SameOnEitherSide, SizesOfTensors])
+class SizesAsNumbers(Two):
+    """Sizes as numbers, and tensors that functions make of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        side = max((math.ceil(float(h) / 2) - 1) * 2 + 3 - h, 0)
+        x = F.pad(x, [0, 0, side // 2, side - side // 2])
+        y = self.a(x) + self.b(x)
+        rows = torch.zeros(n, C, y.shape[2], int(w * 0.5), dtype=x.dtype, device=x.device)
+        steps = torch.arange(y.shape[2], dtype=x.dtype, device=x.device)[:, None]
+        torch._check(h > 1, lambda: f"too flat: {h}")
+        steps = steps + F.interpolate(torch.ones(1, 1, 2, 1).double(), size=(y.shape[2], 1))[0, 0]
+        return torch.cat([torch.as_tensor(y) + steps, rows + isinstance(C, int)], 3)
+
+
+@pytest.mark.parametrize("net", [RanksAndSizesInConditions, SameOnEitherSide, SizesOfTensors, SizesAsNumbers])
 def test_conditions_that_are_assertions_or_change_nothing(net: type[nn.Module]) -> None:
     is_read(net(), convs=1)
+
+
+class AsksForAnInput(Two):
+    """All arguments are optional, and one of two must be given."""
+
+    def forward(self, image: Tensor | None = None, flag: bool = False, features: Tensor | None = None) -> Tensor:
+        if (image is None) == (features is None):
+            raise ValueError("expected an image or features")
+        y = features if image is None else self.a(image) + self.b(image)
+        return self.act(y)
+
+
+def test_a_forward_that_asks_for_an_optional_argument_is_read() -> None:
+    model = ready(AsksForAnInput())
+    fused = reparam.fuse(model)
+    assert (owned(fused)["convs"], owned(fused)["norms"]) == (2, 0)  # features take another way
+    assert not [refusal for refusal in reparam.plan(model).left if refusal.rule == "unread"]
+    assert difference(model(image=X), fused(image=X)) < 1e-12
+    assert torch.equal(model(features=X.clone()), fused(features=X.clone()))
+    with pytest.raises(ValueError, match="expected an image or features"):
+        fused()
+
+
+# --- conditions on the input with several outcomes --------------------------------------------------
+
+
+class Chain(nn.Module):
+    """A convolution and a norm, with something that depends on the input around them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(C, C, 3, 2, bias=False), nn.BatchNorm2d(C), nn.ReLU(inplace=True)
+
+
+class PadsBySize(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        down = max(3 - 2, 0) if h % 2 == 0 else max(3 - h % 2, 0)
+        right = max(3 - 2, 0) if w % 2 == 0 else max(3 - w % 2, 0)
+        x = F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
+        return self.act(self.norm(self.conv(x)))
+
+
+class BranchesOnData(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.mean() > 0:
+            return self.norm(self.conv(x))
+        return -self.act(self.norm(self.conv(x * 2)))
+
+
+@pytest.mark.parametrize("net", [PadsBySize, BranchesOnData])
+def test_a_chain_that_all_outcomes_have_is_fused(net: type[nn.Module]) -> None:
+    is_read(net(), *(call(sign * images(size)) for sign in (1, -1) for size in SIZES), convs=1)
+
+
+class NormAlone(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) if x.mean() > 0 else self.norm(x)
+
+
+class ConvAlone(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) if x.mean() > 0 else self.conv(x)
+
+
+class ConvReadTwice(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) if x.mean() > 0 else self.norm(y) + y
+
+
+class WritesBetween(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1.5
+        y = self.norm(x)
+        if x.mean() < 0:
+            self.act(x)
+        return self.conv(y) + x.mean()
+
+
+class ReadsAWeightElsewhere(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) if x.mean() > 0 else F.conv2d(x, self.conv.weight)
+
+
+class AsksElsewhere(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        if x.mean() < 0 and isinstance(self.norm, nn.BatchNorm2d):
+            return y * 3
+        return y
+
+
+class Inside(Chain):
+    """A block, of which the parent norms the result, and which its other outcome does not enter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = BranchesOnData()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.block(x)) if x.std() > 0 else self.norm(x)
+
+
+class Outside(Chain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = ConvAlone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.block(x))
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        NormAlone,
+        ConvAlone,
+        ConvReadTwice,
+        WritesBetween,
+        ReadsAWeightElsewhere,
+        AsksElsewhere,
+        Inside,
+        Outside,
+    ],
+    ids=lambda net: net.__name__,
+)
+def test_other_outcomes_stay_right(net: type[nn.Module]) -> None:
+    stays_right(net(), *(call(sign * (images(size).abs() + 0.1)) for sign in (1, -1) for size in SIZES))
+
+
+# --- what a forward asks its children -------------------------------------------------------------
+
+
+def thin() -> nn.Sequential:
+    """One number per channel, as a convolution and a norm: fused, it takes the place of the container."""
+    return nn.Sequential(nn.Conv2d(C, C, 1, groups=C, bias=False), nn.BatchNorm2d(C))
+
+
+class AsksForTheClassOfABlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = thin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) * 3 if isinstance(self.block, nn.Sequential) else x
+
+
+class AsksForAWeight(AsksForTheClassOfABlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if hasattr(self.block, "weight") else self.block(x) * 3
+
+
+class AsksForTheClassOfANorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.relu(layer(x)) if isinstance(layer, nn.BatchNorm2d) else layer(x)
+        return x
+
+
+class AsksForABias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(C, C, 3, padding=1, bias=False), nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        return torch.relu(y) if self.conv.bias is None else y
+
+
+@pytest.mark.parametrize(
+    "net", [AsksForTheClassOfABlock, AsksForAWeight, AsksForTheClassOfANorm, AsksForABias], ids=lambda net: net.__name__
+)
+def test_answers_of_children_stay_what_they_were(net: type[nn.Module]) -> None:
+    stays_right(net(), call(X))
+
+
+def test_a_forward_that_asks_is_generated_anew_where_that_helps() -> None:
+    is_read(AsksForTheClassOfANorm(), call(X), convs=1)
 
 
 @torch.fx.wrap

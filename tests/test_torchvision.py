@@ -170,7 +170,9 @@ def test_every_convolution_keeps_its_name_and_geometry(pair: Pair) -> None:
 def test_the_plan_leaves_nothing_and_lists_one_region_per_norm(name: str) -> None:
     model = ZOO[name].build().eval()
     plan = reparam.plan(model)
-    assert [str(refusal) for refusal in plan.left] == []
+    gates = sum("SqueezeExcitation" in type(module).__name__ for module in model.modules())
+    assert [refusal.rule for refusal in plan.left] == ["scale"] * gates, "products of two values are all that is left"
+    assert plan.near_misses == ()
     assert len(plan.regions) == sum(isinstance(module, _BatchNorm) for module in model.modules())
 
 
@@ -179,7 +181,8 @@ def test_the_plan_lists_only_what_could_have_been_merged(name: str) -> None:
     """Linear bottlenecks next to convolutions, which are dearer in one; not identities and dropouts."""
     left = reparam.plan(ZOO[name].build().eval()).left
     assert left
-    assert {refusal.rule for refusal in left} <= {"cost", "used_elsewhere"}
+    assert {refusal.rule for refusal in left} <= {"cost", "used_elsewhere", "scale"}
+    assert {refusal.condition for refusal in left if refusal.rule == "scale"} <= {"both factors depend on the input"}
     assert [str(refusal) for refusal in left if "costs 1.00 times" in refusal.condition] == []
     assert [str(refusal) for refusal in left if {"Identity", "Dropout"} & set(refusal.operands)] == []
 

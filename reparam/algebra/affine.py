@@ -17,7 +17,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from reparam.algebra.bias_map import mapped_size, may_map, moved_bias, with_bias
+from reparam.algebra.bias_map import mapped_size, may_map, moved_map, with_bias
 from reparam.algebra.branch_sum import branch_sum
 from reparam.algebra.conv import Border, Conv, Ints
 from reparam.algebra.conv_after_conv import conv_after_conv
@@ -52,9 +52,7 @@ class Affine:
     @property
     def numeric(self) -> bool:
         """Whether all weights and the bias are there."""
-        return (self.bias is not None or not self.biased) and all(
-            conv.weight is not None or conv.identity for conv in self.terms.values()
-        )
+        return (self.bias is not None or not self.biased) and all(conv.numeric for conv in self.terms.values())
 
     @property
     def pointwise(self) -> bool:
@@ -82,7 +80,7 @@ class Affine:
 
 
 def _device(conv: Conv) -> torch.device | str:
-    return "cpu" if conv.weight is None else conv.weight.device
+    return conv.device or "cpu"
 
 
 def border_rule(outer: Conv, inner: Affine) -> Refusal | None:
@@ -169,11 +167,12 @@ def substitute(outer: Affine, formulas: Mapping[Any, Affine], *, trusted: bool =
             parts.setdefault(inner_root, []).append(composed)
         if inner.biased:
             biased = True
-            size = size or mapped_size(conv, inner.size)
-            if size is not None and conv.order is not None:
+            mapped = mapped_size(conv, inner.size)
+            size = size or mapped
+            if mapped is not None and conv.order is not None:
                 return Refusal(RULE, "a bias that differs over space keeps the order of its axes")
-            if inner.bias is not None and (conv.weight is not None or conv.identity):
-                moved = moved_bias(conv, inner.bias)
+            if inner.bias is not None and conv.numeric:
+                moved = moved_map(conv, inner.bias) if mapped else response(conv, inner.bias.double())
                 bias = moved if bias is None else with_bias(bias, moved)
     terms: dict[Any, Conv] = {}
     for root, convs in parts.items():

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reparam.algebra.conv import Border, Conv, Ints
-from reparam.algebra.groups import response
+from reparam.algebra.groups import rows
 
 CONVS: Final[tuple[Any, ...]] = (None, F.conv1d, F.conv2d, F.conv3d)
 TRANSPOSED: Final[tuple[Any, ...]] = (None, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -54,21 +54,19 @@ def mapped_size(conv: Conv, size: Ints | None) -> Ints | None:
     return tuple((n + slack - 1) // s + 1 for n, slack, s in zip(size, conv.slack, conv.stride, strict=True))
 
 
-def moved_bias(
+def moved_map(
     conv: Conv,
     bias: Tensor,  # (in,) or (in, *size)
 ) -> Tensor:
-    """What ``conv`` makes of a bias of its input, ``(out,)`` or ``(out, *size)``."""
-    if conv.identity and conv.weight is None:
+    """What ``conv`` makes of a bias of its input, where that is a map, ``(out, *size)``."""
+    if conv.identity and conv.weight is None and conv.pending is None:
         return bias
-    if bias.dim() == 1 and not (needs_map(conv) and may_map(conv)):
-        return response(conv, bias.double())
-    assert conv.weight is not None
     image = bias.double()
     if image.dim() == 1:
         assert conv.lengths is not None
         image = image.reshape(-1, *(1,) * conv.axes).expand(-1, *conv.lengths)
-    image, weight = image[None].to(conv.weight.device), conv.weight.double()
+    weight = conv.weight if conv.weight is not None else rows(conv)
+    image, weight = image[None].to(weight.device), weight.double()
     if conv.transposed:
         more = conv.output_padding or 0
         run = TRANSPOSED[conv.axes]

@@ -15,17 +15,20 @@ their centred kernels.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from math import gcd
-from typing import Any
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from reparam.algebra.conv import Conv, Ints
+from reparam.algebra.conv import Conv, Ints, interned
 from reparam.algebra.groups import as_finer_blocks, finer_blocks, rows, with_rows
+from reparam.algebra.pending import Part, Pending
 from reparam.algebra.refusal import Refusal
 
 RULE = "branch_sum"
+MOST_PARTS: Final = 16  # of a weight that is computed later: a sum of thousands of branches is formed in steps
 
 
 def branch_sum(parts: Sequence[Conv]) -> Conv | Refusal:
@@ -41,22 +44,56 @@ def branch_sum(parts: Sequence[Conv]) -> Conv | Refusal:
         >>> total.kernel, total.dilation
         ((3,), (2,))
     """
+    if len(parts) == 1:
+        return parts[0]
     box = parts[0]
     for part in parts[1:]:
-        common = common_box(box, part)
+        common = _common_box(box, part)
         if isinstance(common, Refusal):
             return common
         box = common
-    if len(parts) == 1:
+    box = _summed(box)
+    if not all(part.numeric for part in parts):
         return box
-    box = replace(box, weight=None, identity=False, moves=False)
-    if any(part.weight is None and not part.identity for part in parts):
-        return box
+    if any(part.pending is not None for part in parts):
+        return replace(box, pending=Pending(box, tuple(p for part in parts for p in _summands(box, part))))
     device = next((part.weight.device for part in parts if part.weight is not None), None)
     total = torch.zeros(_rows_shape(box), dtype=torch.float64, device=device)
     for part in parts:
         add_into(total, box, part)
     return with_rows(box, total)
+
+
+def _common_box(a: Conv, b: Conv) -> Conv | Refusal:
+    if a.fill is None and b.fill is None:
+        return _common_structure(interned(a.structure), interned(b.structure))
+    return common_box(a, b)
+
+
+@lru_cache(maxsize=8192)
+def _common_structure(a: Conv, b: Conv) -> Conv | Refusal:
+    """The common box, remembered for structures that are the same object."""
+    box = common_box(a, b)
+    return interned(box) if isinstance(box, Conv) else box
+
+
+def _summed(box: Conv) -> Conv:
+    """The structure of a sum: neither an identity nor a choice of channels."""
+    if box.structural and not box.identity and not box.moves:
+        return box
+    return interned(replace(box, weight=None, pending=None, identity=False, moves=False))
+
+
+def _summands(box: Conv, part: Conv) -> list[Part]:
+    """The summands that one convolution brings into a sum whose weight is computed later."""
+    inner = (Part(part, part.weight, ()),) if part.pending is None else part.pending.parts
+    if part.pending is not None and (len(inner) > MOST_PARTS or part.pending.box.lo != part.lo):
+        inner = (Part(part, rows(part), ()),)
+    return [replace(p, taps=_taps(box, p.conv)) for p in inner]
+
+
+def _taps(box: Conv, part: Conv) -> tuple[slice, ...]:
+    return tuple(slice(o, o + st * (k - 1) + 1, st) for o, st, k in _placement(box, part))
 
 
 def _rows_shape(box: Conv) -> Ints:
@@ -65,8 +102,7 @@ def _rows_shape(box: Conv) -> Ints:
 
 def add_into(total: Tensor, box: Conv, part: Conv) -> None:
     """Add the taps of ``part`` at their offsets to ``total``, the weight of the larger ``box``."""
-    taps: tuple[Any, ...] = tuple(slice(o, o + st * (k - 1) + 1, st) for o, st, k in _placement(box, part))
-    window = total[(..., *taps)]
+    window = total[(slice(None), slice(None), *_taps(box, part))]
     blocks = finer_blocks(window, box.groups, part.groups)
     if part.identity and part.weight is None:
         blocks.add_(1)
@@ -134,6 +170,7 @@ def common_box(a: Conv, b: Conv) -> Conv | Refusal:
         hi=tuple(hi),
         groups=gcd(a.groups, b.groups),
         weight=None,
+        pending=None,
         identity=False,
         border=border.border,
         fill=border.fill,
@@ -180,7 +217,8 @@ def _common_border(a: Conv, b: Conv) -> Conv | Refusal:
         if one.never_outside:
             return other
     if a.border is not b.border:
-        return Refusal(RULE, f"borders are extended differently: {a.border.value} and {b.border.value}")
+        why = f"borders are extended differently: {a.border.value} and {b.border.value}"
+        return Refusal(RULE, why, "give the branches one padding mode")
     if a.fill is not b.fill and not (a.fill is not None and b.fill is not None and torch.equal(a.fill, b.fill)):
         return Refusal(RULE, "borders are extended by different constants")
     return a

@@ -7,12 +7,16 @@ crop), ``g`` groups, ``n`` number of spatial axes. ``slack = lo + hi - d (k - 1)
 ``floor((L + slack - 1) / s) + 1``.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
+from functools import cached_property
 from math import prod
-from typing import final
+from typing import Any, Final, final
 
+import torch
 from torch import Tensor
+
+from reparam.algebra.pending import Pending
 
 Ints = tuple[int, ...]
 
@@ -27,7 +31,7 @@ class Border(Enum):
 
 
 @final
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Conv:
     """One convolution, without bias, as integers and a weight.
 
@@ -40,7 +44,8 @@ class Conv:
         lo: padding before the first element per axis; negative crops.
         hi: padding behind the last element per axis; negative crops.
         groups: number of channel groups.
-        weight: ``(out, in/groups, *kernel)``, transposed ``(in, out/groups, *kernel)``; None: structure only.
+        weight: ``(out, in/groups, *kernel)``, transposed ``(in, out/groups, *kernel)``; None: structure only, or
+            ``pending``.
         identity: the map returns its input (one tap of weight 1 at offset 0).
         border: how the input is extended.
         fill: ``(in,)``, the constant that extends the input; None: zeros.
@@ -52,6 +57,7 @@ class Conv:
         lengths: of the input along every axis, where an example fixes them.
         remainders: per axis, the remainders that the input's length may leave, divided by the stride; None: any.
         one_size: the formula need hold for those lengths alone.
+        pending: the weight, if it is not computed yet.
 
     Example:
         >>> Conv(8, 8, kernel=(3,), stride=(2,), dilation=(1,), lo=(1,), hi=(1,)).slack
@@ -77,10 +83,12 @@ class Conv:
     lengths: Ints | None = None
     remainders: tuple[Ints, ...] | None = None
     one_size: bool = False
+    pending: Pending | None = None
 
     def __post_init__(self) -> None:
-        axes = {len(t) for t in (self.kernel, self.stride, self.dilation, self.lo, self.hi)}
-        if len(axes) != 1:
+        n = len(self.kernel)
+        if not len(self.stride) == len(self.dilation) == len(self.lo) == len(self.hi) == n:
+            axes = {len(t) for t in (self.kernel, self.stride, self.dilation, self.lo, self.hi)}
             raise ValueError(f"expected one entry per axis in every field, found lengths {sorted(axes)}")
         if self.out_channels % self.groups or self.in_channels % self.groups:
             raise ValueError(f"{self.groups} groups do not divide {self.in_channels} -> {self.out_channels} channels")
@@ -102,17 +110,17 @@ class Conv:
         """Number of spatial axes."""
         return len(self.kernel)
 
-    @property
+    @cached_property
     def extent(self) -> Ints:
         """Distance from the first to the last tap, ``d (k - 1)``, per axis."""
         return tuple(d * (k - 1) for k, d in zip(self.kernel, self.dilation, strict=True))
 
-    @property
+    @cached_property
     def slack(self) -> Ints:
         """``lo + hi - d (k - 1)`` per axis: fixes the output length."""
         return tuple(lo + hi - e for lo, hi, e in zip(self.lo, self.hi, self.extent, strict=True))
 
-    @property
+    @cached_property
     def pointwise(self) -> bool:
         """One tap at offset 0, stride 1, no change of size: a matrix on the channels."""
         return (
@@ -122,7 +130,7 @@ class Conv:
             and not any(self.hi)
         )
 
-    @property
+    @cached_property
     def diagonal(self) -> bool:
         """A pointwise map that only scales each channel."""
         return self.pointwise and (self.identity or self.groups == self.in_channels == self.out_channels)
@@ -132,7 +140,7 @@ class Conv:
         """Whether it is no more than one number per channel."""
         return self.diagonal and not self.identity
 
-    @property
+    @cached_property
     def needs_pad(self) -> bool:
         """Whether no ``padding`` of a torch convolution expresses the border, so that a padding must go before it."""
         if self.transposed or (self.lo == self.hi and min(self.lo, default=0) >= 0):
@@ -141,7 +149,7 @@ class Conv:
         rest = tuple(e - h for e, h in zip(self.extent, halves, strict=True))
         return not (self.lo == halves and self.hi == rest and set(self.stride) == {1})
 
-    @property
+    @cached_property
     def taps(self) -> int:
         """Taps of the kernel."""
         return prod(self.kernel)
@@ -149,13 +157,28 @@ class Conv:
     @property
     def structure(self) -> "Conv":
         """The same map without its weight."""
-        return replace(self, weight=None)
+        return self if self.structural else replace(self, weight=None, pending=None)
+
+    @property
+    def structural(self) -> bool:
+        """Whether it holds no weight."""
+        return self.weight is None and self.pending is None
+
+    @property
+    def numeric(self) -> bool:
+        """Whether its weight is there, or can be computed."""
+        return self.weight is not None or self.pending is not None or self.identity
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where its weight is."""
+        return self.weight.device if self.weight is not None else self.pending.device if self.pending else None
 
     def reads_outside(self, axis: int) -> bool:
         """Whether some output may depend on the extension of the input along ``axis``."""
         return self.lo[axis] > 0 or self.hi[axis] > 0
 
-    @property
+    @cached_property
     def never_outside(self) -> bool:
         """Whether no output depends on the extension of the input."""
         return not any(self.reads_outside(axis) for axis in range(self.axes))
@@ -172,6 +195,26 @@ class Conv:
             return False
         k_extent, s = self.extent[axis], self.stride[axis]
         return self.lo[axis] >= k_extent + 1 - s and self.hi[axis] >= k_extent
+
+
+_FIELDS: Final = tuple(field.name for field in fields(Conv))
+_INTERNED: Final[dict[Any, Conv]] = {}
+_MOST: Final = 8192
+
+
+def interned(conv: Conv) -> Conv:
+    """One structure in the place of all that are equal to it, so that what follows from it is computed once.
+
+    Example:
+        >>> one, other = (Conv(8, 8, (3,), (1,), (1,), (1,), (1,)) for _ in range(2))
+        >>> one is other, interned(one) is interned(other)
+        (False, True)
+    """
+    if not conv.structural or conv.fill is not None:
+        return conv
+    if len(_INTERNED) > _MOST:
+        _INTERNED.clear()
+    return _INTERNED.setdefault(tuple([getattr(conv, name) for name in _FIELDS]), conv)
 
 
 def pointwise(

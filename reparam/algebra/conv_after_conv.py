@@ -16,13 +16,14 @@ Source: DBB (arXiv 2103.13425, transform III) for 1x1 then kxk; here for every g
 """
 
 from dataclasses import replace
+from functools import lru_cache
 from math import gcd
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reparam.algebra.conv import Border, Conv, identity, pointwise
+from reparam.algebra.conv import Border, Conv, identity, interned, pointwise
 from reparam.algebra.groups import densify, rows, with_rows
 from reparam.algebra.refusal import Refusal
 
@@ -43,6 +44,19 @@ def conv_after_conv(outer: Conv, inner: Conv) -> Conv | Refusal:
         >>> chain.kernel, chain.stride
         ((7,), (2,))
     """
+    if outer.structural and inner.structural and outer.fill is None and inner.fill is None:
+        return _structure_after(outer, inner)
+    return _after(outer, inner)
+
+
+@lru_cache(maxsize=8192)
+def _structure_after(outer: Conv, inner: Conv) -> Conv | Refusal:
+    """The same without weights, remembered for structures that are the same object."""
+    result = _after(outer, inner)
+    return interned(result) if isinstance(result, Conv) else result
+
+
+def _after(outer: Conv, inner: Conv) -> Conv | Refusal:
     if outer.order is not None or inner.order is not None:
         return _in_order(outer, inner)
     if outer.axes != inner.axes and outer.in_channels and inner.in_channels:
@@ -58,11 +72,13 @@ def conv_after_conv(outer: Conv, inner: Conv) -> Conv | Refusal:
 def _weighted(box: Conv, outer: Conv, inner: Conv) -> Conv:
     """The composed structure with its weight, if both operands have one."""
     if inner.identity:
-        return replace(box, weight=outer.weight, identity=outer.identity)
+        return replace(box, weight=outer.weight, pending=outer.pending, identity=outer.identity)
     if outer.identity:
-        return replace(box, weight=inner.weight)
-    if outer.weight is None or inner.weight is None:
+        return replace(box, weight=inner.weight, pending=inner.pending)
+    if not outer.numeric or not inner.numeric:
         return box
+    if outer.diagonal and inner.pending is not None:
+        return replace(box, pending=inner.pending.scaled(rows(outer)))
     if outer.diagonal:
         return with_rows(box, _scale_rows(rows(outer), rows(inner)))
     if inner.diagonal:
@@ -99,7 +115,7 @@ def _moves(conv: Conv) -> bool:
 
 def _composed_box(outer: Conv, inner: Conv) -> Conv | Refusal:
     if outer.identity and outer.in_channels == 0:
-        return replace(inner, weight=None)
+        return replace(inner, weight=None, pending=None)
     if inner.identity and inner.in_channels == 0:
         if outer.identity:
             return outer
@@ -119,6 +135,7 @@ def _composed_box(outer: Conv, inner: Conv) -> Conv | Refusal:
             in_channels=inner.in_channels,
             groups=groups,
             weight=None,
+            pending=None,
             identity=False,
         )
     border = _composed_border(outer, inner)
@@ -171,9 +188,10 @@ def _over(conv: Conv, axes: int) -> Conv:
     if conv.axes == axes:
         return conv
     ones, zeros = (1,) * axes, (0,) * axes
-    weight = None if conv.weight is None else conv.weight.reshape(*conv.weight.shape[:2], *ones)
-    flat = replace(conv, lengths=None)
-    return replace(flat, kernel=ones, stride=ones, dilation=ones, lo=zeros, hi=zeros, weight=weight, order=None)
+    weight = conv.weight if conv.pending is None else rows(conv)
+    weight = None if weight is None else weight.reshape(*weight.shape[:2], *ones)
+    flat = replace(conv, pending=None, order=None, lengths=None)
+    return replace(flat, kernel=ones, stride=ones, dilation=ones, lo=zeros, hi=zeros, weight=weight)
 
 
 def _composed_border(outer: Conv, inner: Conv) -> tuple[Border, Tensor | None] | Refusal:

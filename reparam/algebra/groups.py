@@ -16,6 +16,8 @@ from reparam.algebra.conv import Conv
 
 def rows(conv: Conv) -> Tensor:
     """The weight as ``(out, in/groups, *kernel)``, also of a transposed convolution and of an identity."""
+    if conv.pending is not None:
+        return conv.pending.compute()
     if conv.weight is None:
         if not conv.identity:
             raise ValueError("expected a convolution with a weight, found structure only")

@@ -15,6 +15,7 @@ class Refusal:
         remedy: what would make it hold; empty if nothing would.
         operands: the operations that the rule was asked to join.
         path: dotted path of the module in which the operation stands; empty for the model itself.
+        near: whether the remedy, one change of the model, would let it fuse.
 
     Example:
         >>> print(Refusal("branch_sum", "strides differ: (1, 1) and (2, 2)", "give the branches one stride"))
@@ -26,6 +27,7 @@ class Refusal:
     remedy: str = ""
     operands: tuple[str, ...] = ()
     path: str = ""
+    near: bool = False
 
     def at(self, path: str, *operands: str) -> "Refusal":
         """The same refusal with the place where it happened."""

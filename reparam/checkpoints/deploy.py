@@ -13,6 +13,7 @@ from torch import nn
 from reparam.checkpoints.fit import misfits
 from reparam.checkpoints.read import safetensors_torch
 from reparam.errors import ReparamError
+from reparam.files import in_a_folder
 from reparam.graph.generated import SOURCE, base_class
 
 FORMAT: Final = "reparam-deploy-1"
@@ -33,8 +34,10 @@ def save_deploy(
         metadata: more to be kept in the file.
 
     Raises:
-        ReparamError: safetensors is not installed, the model has no numbers, or keeps something that is no tensor.
+        ReparamError: safetensors is not installed, there is no folder to write into, the model has no numbers, or keeps
+            something that is no tensor.
     """
+    file = in_a_folder(Path(path))
     tensors: dict[str, torch.Tensor] = {}
     for key, value in fused.state_dict().items():
         if not isinstance(value, torch.Tensor):
@@ -54,7 +57,7 @@ def save_deploy(
         "plan_hash": plan_hash(described),
         "modules": json.dumps(described),
     }
-    safetensors_torch().save_file(tensors, path, metadata=header)
+    safetensors_torch().save_file(tensors, file, metadata=header)
 
 
 def load_deploy(

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import typer
 
-from reparam.cli import bench, commands
+from reparam.cli import bench, branches, commands, draw
 
 EXIT_CODES: Final = (
     "Exit codes: 0 done; 1 the models differ, or a file that was written does;"
@@ -13,10 +13,13 @@ EXIT_CODES: Final = (
 )
 COMMANDS: Final[dict[str, Callable[..., Any]]] = {
     "plan": commands.plan,
+    "draw": draw.draw,
     "fuse": commands.fuse,
     "verify": commands.verify,
     "bench": bench.bench,
     "export": commands.export,
+    "expand": branches.expand,
+    "restore": branches.restore,
 }
 
 app = typer.Typer(

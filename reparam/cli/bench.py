@@ -1,7 +1,7 @@
 """The command ``bench``."""
 
 import copy
-import logging
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import reparam
 from reparam.cli.options import Cost, Exclude, Input, Json, Kwargs, Model, Only
 from reparam.cli.session import chosen, command, load, progress, show
+from reparam.cli.timing import in_turn
 
 if TYPE_CHECKING:
     from torch.utils.benchmark import Measurement
@@ -45,12 +46,10 @@ def bench(
         before = loaded.model.to(device)
         fused = reparam.fuse(before, **chosen(cost, exclude, only))
     nets = {"before": before, "after": fused}
-    times: dict[str, list[Measurement]] = {name: [] for name in nets}
-    steps = [name for _ in range(rounds) for name in nets]  # in turn, so that a busy moment hits both
     console = Console(stderr=True)
     hidden = as_json or not console.is_terminal
-    for name in track(steps, "timing", console=console, transient=True, disable=hidden):
-        times[name].append(_time(nets[name], inputs, threads, seconds))
+    turns = track(range(rounds), "timing", console=console, transient=True, disable=hidden)
+    times = in_turn({name: partial(net, *inputs) for name, net in nets.items()}, turns, seconds, threads)
     figures = {name: _figures(net, inputs, times[name]) for name, net in nets.items()}
     setup = {
         "device": device,
@@ -60,15 +59,6 @@ def bench(
     }
     plain = {"model": model, **setup, **figures}
     show(as_json, plain, _table(model, figures, setup))
-
-
-def _time(net: nn.Module, inputs: tuple[Tensor, ...], threads: int, seconds: float) -> "Measurement":
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says that it finds no GPU
-    from torch.utils.benchmark import Timer
-
-    with torch.inference_mode():
-        timer = Timer("net(*inputs)", globals={"net": net, "inputs": inputs}, num_threads=threads)
-        return timer.blocked_autorange(min_run_time=seconds)
 
 
 def _figures(net: nn.Module, inputs: tuple[Tensor, ...], times: "list[Measurement]") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The commands ``plan``, ``fuse``, ``verify`` and ``export``."""
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +23,7 @@ def plan(
     cost: Cost = "default",
     exclude: Exclude = None,
     only: Only = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print tables, for a pull request")] = False,
     as_json: Json = False,
 ) -> None:
     """Show what fuse would do, and what it would leave alone, with the reasons."""
@@ -33,12 +33,9 @@ def plan(
         say("planning")
         examples = loaded.inputs if shapes else None
         found = reparam.plan(loaded.model, example_inputs=examples, **chosen(cost, exclude, only))
-    plain = {
-        "model": model,
-        "regions": [dataclasses.asdict(region) for region in found.regions],
-        "left": [{"rule": refusal.rule, "path": refusal.path, "message": str(refusal)} for refusal in found.left],
-    }
-    show(as_json, plain, str(found))
+    plain = found.to_dict()
+    messages = [{**refusal, "message": str(found.left[at])} for at, refusal in enumerate(plain["left"])]
+    show(as_json, plain | {"model": model, "left": messages}, found.to_markdown() if markdown else str(found))
 
 
 @command

@@ -81,6 +81,29 @@ class Source:
         return drawn or None
 
 
+def called(name: str, wanted: str) -> Any:
+    """What a function of the user's returns.
+
+    Args:
+        name: package.module:function or path/file.py:function.
+        wanted: what it is to return, for messages.
+
+    Raises:
+        ReparamError: there is no such function, or it fails.
+    """
+    place, _, function = name.rpartition(":")
+    if not place or not function:
+        raise ReparamError(f"expected {wanted} as package.module:function or path/file.py:function, found {name!r}")
+    try:
+        return _of_user(place, function)()
+    except ReparamError:
+        raise
+    except Exception as error:
+        raise ReparamError(
+            f"expected {name} to return {wanted}, but it raises {type(error).__name__}: {error}"
+        ) from error
+
+
 def parse_shape(text: str) -> tuple[int, ...]:
     """The sizes in ``1x3x224x224``.
 

@@ -11,8 +11,8 @@ from reparam.errors import ReparamError
 from reparam.expansion.initial import fit
 from reparam.expansion.sites import Site, Survey, find_sites
 from reparam.expansion.statistics import calibrate as calibrate_norms
+from reparam.graph.fusing import refuse_bad_model
 from reparam.graph.options import Rule, rules
-from reparam.graph.session import refuse_bad_model
 from reparam.graph.swap import State, homes_of, replace_module
 from reparam.nn import Branch, Recipe, block
 from reparam.nn.geometry import Norm

@@ -11,7 +11,7 @@ from reparam.algebra import Affine, Conv, identity
 from reparam.graph.calls import argument
 from reparam.graph.lift import Known, lift
 from reparam.graph.net import Value
-from reparam.graph.net_plan import folded
+from reparam.graph.net_plan import numbers
 from reparam.graph.operation import Operation, absorbed
 from reparam.graph.reader import read
 from reparam.graph.reading import reading
@@ -60,7 +60,7 @@ class Region:
         if value not in self.operations:
             return Affine({value: identity(0, 0)})
         held = set(apart)
-        return folded(self.operations, {v: None for v in self.inlined if v not in held}, value)
+        return numbers(self.operations, {v: None for v in self.inlined if v not in held}, value)
 
     def behind(self, value: Value) -> Conv | None:
         """The map from a value of the region to its result; None: the result does not depend on it."""

@@ -17,7 +17,7 @@ from reparam.expansion.statistics import Inputs, set_statistics
 from reparam.expansion.statistics import calibrate as calibrate_norms
 from reparam.graph.lift import LIFTINGS, Lifting
 from reparam.graph.modules import Fused
-from reparam.graph.net_plan import folded
+from reparam.graph.net_plan import numbers
 from reparam.graph.options import Options, Rule
 from reparam.graph.session import Session
 from reparam.graph.wraps import wrapped
@@ -34,6 +34,7 @@ def restore(
     calibrate: Iterable[Any] | None = None,
     cost: Cost = DEFAULT_COST,
     exclude: tuple[Rule, ...] = (),
+    only: tuple[Rule, ...] | None = None,
     liftings: tuple[Lifting, ...] = LIFTINGS,
     example_inputs: Any = None,
 ) -> nn.Module:
@@ -50,6 +51,7 @@ def restore(
             variance 1, and the first steps in training mode compute something else.
         cost: what the net was fused with.
         exclude: what the net was fused with.
+        only: what the net was fused with.
         liftings: what the net was fused with.
         example_inputs: what the net was fused with.
 
@@ -81,7 +83,7 @@ def restore(
         model.to(floating.device, floating.dtype)
     shadow = copy.deepcopy(model)
     tensors: dict[str, Tensor] = shadow.state_dict(keep_vars=True)  # of the modules that are about to be replaced
-    session = Session(shadow, Options(cost, exclude, liftings, example_inputs))
+    session = Session(shadow, Options(cost, exclude, liftings, example_inputs, only))
     session.apply(check=True)
     _compare(shadow.state_dict(), state)
     paths = {id(module): path for path, module in shadow.named_modules()}
@@ -148,7 +150,7 @@ def _wanted(part: Fused, state: Mapping[str, Tensor], paths: Mapping[int, str]) 
             bias = state[keys[-1]].double().reshape(-1)
     target = Affine(terms, bias is not None, bias)
     for wrap in reversed(part.plan.wraps.get(part.value, [])):
-        scale = folded(part.plan.operations, part.plan.inlined, wrap.norm)
+        scale = numbers(part.plan.operations, part.plan.inlined, wrap.norm)
         undone = wrapped(target, part.value, wrap, _inverse(scale))
         if isinstance(undone, Refusal):
             raise ReparamError(f"{wrap.norm.path}: expected a norm that can be taken out again: {undone}")

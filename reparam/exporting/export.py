@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.errors import CheckError, MissingPackageError, ReparamError
 from reparam.exporting.written import Written, onnx_file, program_file
+from reparam.files import in_a_folder
 from reparam.verification.result import Verification
 from reparam.verification.runs import Inputs
 from reparam.verification.verify import verify
@@ -47,7 +48,7 @@ def export(
     Raises:
         CheckError: what was written differs by more than rounding; the file is removed.
         MissingPackageError: onnx, onnxscript or onnxruntime is not installed.
-        ReparamError: the suffix is another one, or the model cannot be exported.
+        ReparamError: the suffix is another one, there is no folder to write into, or the model cannot be exported.
 
     Example:
         >>> import tempfile, torch, reparam
@@ -61,6 +62,7 @@ def export(
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ReparamError(f"expected a path that ends with .onnx or .pt2, found {path}")
+    in_a_folder(path)
     if model.training:
         raise ReparamError(
             f"expected a model in eval mode, found {type(model).__name__} in training mode: model.eval()"

@@ -1,11 +1,11 @@
 """With what a forward is read: holes for tensors, and constants."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, Final, final
 
 from torch import nn
 
+from reparam.graph.signatures import parameters_of
 from reparam.graph.unread import Unread, first_line
 
 
@@ -31,7 +31,7 @@ def default_arguments(module: nn.Module, method: str = "forward") -> dict[str, A
     """Holes for the parameters without a default, and the defaults of the others."""
     spec: dict[str, Any] = {}
     try:
-        parameters = inspect.signature(getattr(module, method)).parameters
+        parameters = parameters_of(module, method)
     except (TypeError, ValueError) as error:
         return Unread(first_line(error))
     for name, parameter in parameters.items():

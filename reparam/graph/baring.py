@@ -51,6 +51,7 @@ class Baring:
             self.plan.alone[norm] = refused.at(norm.path, norm.name, found[0][0].name)
             return
         self.plan.operations[norm] = operation
+        self.plan.bared.append(norm)
         for value, wrap in found:
             self.plan.formulas[value] = after[value]
             self.plan.wraps.setdefault(value, []).append(wrap)

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from reparam.algebra import Border, Conv
+from reparam.algebra import Affine, Border, Conv, interned
 from reparam.algebra.groups import densify, rows
+from reparam.graph.clones import shallow
 from reparam.graph.guard import OfLengths
 from reparam.nn.parts import BiasMap, ChannelScale
 
@@ -52,15 +54,18 @@ def build(
     """
     image = bias if bias is not None and bias.dim() > 1 else None
     bias = None if image is not None else bias
-    with torch.device("meta"):
-        module, pad = _shell(conv, bias is not None, beside)
-    weight = conv.weight if conv.weight is not None else rows(conv)
-    if isinstance(module, nn.Linear):
-        weight = densify(weight, conv.groups, 1)
+    module, pad = _shell(conv, bias is not None, beside)
+    if conv.pending is not None and not (isinstance(module, nn.Linear) and conv.groups > 1):
+        weight = conv.pending.compute(dtype, device)
+    else:
+        weight = conv.weight if conv.weight is not None else rows(conv)
+        if isinstance(module, nn.Linear):
+            weight = densify(weight, conv.groups, 1)
+        weight = _rounded(weight, dtype, device)
     if isinstance(module, ChannelScale):
         shape = module.weight.shape
         weight, bias = weight.reshape(shape), None if bias is None else bias.reshape(shape)
-    module.weight = nn.Parameter(_rounded(weight, dtype, device), requires_grad=trainable)
+    module.weight = nn.Parameter(weight, requires_grad=trainable)
     if bias is not None:
         module.bias = nn.Parameter(_rounded(bias, dtype, device), requires_grad=trainable)
     steps = [pad, module] if pad is not None else [module]
@@ -69,6 +74,15 @@ def build(
     if image is not None:
         steps.append(BiasMap(_rounded(image, dtype, device), trainable=trainable))
     return module.eval() if len(steps) == 1 else nn.Sequential(*steps).eval()
+
+
+def kind_of(formula: Affine) -> type[nn.Module]:
+    """The class of what takes the place of a module with one input."""
+    (conv,) = formula.terms.values()
+    with torch.device("meta"):
+        module, pad = _shell(conv, formula.biased, beside=False)
+    alone = pad is None and conv.remainders is None and formula.size is None
+    return type(module) if alone else nn.Sequential
 
 
 def _rounded(values: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
@@ -87,6 +101,21 @@ def _trimmed(conv: Conv) -> Conv:
 
 
 def _shell(conv: Conv, biased: bool, beside: bool) -> tuple[nn.Module, nn.Module | None]:
+    """The module without weights, and the padding in front of it."""
+    shape = interned(replace(conv.structure, fill=None))
+    module, pad = _template(shape, biased, beside)
+    clone = shallow(module, lambda tensor: tensor)
+    assert clone is not None
+    return clone, None if pad is None else shallow(pad, lambda tensor: tensor)
+
+
+@lru_cache(maxsize=1024)
+def _template(conv: Conv, biased: bool, beside: bool) -> tuple[nn.Module, nn.Module | None]:
+    with torch.device("meta"):
+        return _new(conv, biased, beside)
+
+
+def _new(conv: Conv, biased: bool, beside: bool) -> tuple[nn.Module, nn.Module | None]:
     if conv.scales and (beside or conv.axes == 0):
         return ChannelScale(conv.out_channels, conv.axes, bias=biased), None
     if conv.axes == 0:

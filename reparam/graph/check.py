@@ -1,23 +1,24 @@
 """Compare a fused region with the operations that it replaces, in float64, on random input of two sizes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from reparam.algebra import Affine, Border, Conv
+from reparam.algebra import Affine
+from reparam.graph.direct import Direct
+from reparam.graph.evaluate import Evaluator, evaluate
 from reparam.graph.net import Frame, Value
 from reparam.graph.net_plan import NetPlan
-from reparam.graph.run import Evaluation, evaluate, run, units
+from reparam.graph.run import Evaluation, run, units
+from reparam.graph.trial import BATCH, OUTPUTS, length, margin
 
 TOLERANCE: Final = 1e-9
-OUTPUTS: Final = (2, 3)  # beyond those that a border can reach; axes differ, so that they cannot be mixed up
-BATCH: Final = (2, 1)
 
 
 def region_error(plan: NetPlan, value: Value, formula: Affine) -> float:
-    """Largest difference, relative to the magnitudes that are summed, between the formula and the original operations.
+    """Largest difference, relative to the size of the result, between the formula and the original operations.
 
     Args:
         plan: of the net.
@@ -29,14 +30,15 @@ def region_error(plan: NetPlan, value: Value, formula: Affine) -> float:
     """
     result = _last_identity(plan, value)
     region = [*_region(plan, value), *_between(plan, value, result)]
+    evaluator = Evaluator(formula)
     try:
-        return _region_error(plan, formula, result, units(region, plan.dead))
+        return _region_error(plan, evaluator, result, units(region, plan.dead))
     except Exception:  # a module that takes input of one size only: its operations are run one by one
-        return _region_error(plan, formula, result, region)
+        return _region_error(plan, evaluator, result, region)
 
 
-def _region_error(plan: NetPlan, formula: Affine, result: Value, region: Sequence[Value | Frame]) -> float:
-    modules: dict[int, nn.Module] = {}
+def _region_error(plan: NetPlan, evaluator: Evaluator, result: Value, region: Sequence[Value | Frame]) -> float:
+    formula, modules = evaluator.formula, dict[int, nn.Module]()
     worst = 0.0
     extra = margin([formula])
     for trial, outputs in enumerate(OUTPUTS):
@@ -57,9 +59,9 @@ def _region_error(plan: NetPlan, formula: Affine, result: Value, region: Sequenc
             if axes == 0:
                 shape[1:1] = [3] * (max(plan.known.rank(root).least, 2) - 2)
             inputs[meant] = inputs[root] = torch.randn(shape, generator=generator, dtype=torch.float64)
-        with torch.no_grad():
+        with torch.no_grad(), Direct():
             wanted = run(region, result, inputs, modules)
-            found, magnitude = evaluate(formula, inputs)
+            found, magnitude = evaluator.run(inputs)
         if wanted.shape != found.shape:
             return float("inf")
         worst = max(worst, float(((wanted - found).abs() / magnitude).max()))
@@ -77,37 +79,38 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
         generator = torch.Generator().manual_seed(trial)
         inputs: dict[Value, Tensor] = {}
         with torch.no_grad():
-            if norm in plan.places[members[0]].bared:
+            if norm in plan.bared:
                 worst = max(worst, *(_bared_error(plan, norm, m, formulas[m], generator, modules) for m in members))
                 continue
             if before:
-                (member,) = members
                 source = next(iter(plan.formulas[norm].terms))
                 space = plan.known.spaces[norm]
-                places = [outputs + 2 + axis % 2 for axis in range(space.axes)]
+                places = [outputs + 4 + axis % 2 for axis in range(space.axes)]
                 shape = [2, space.channels, *places] if space.axes else _tokens(plan, norm, space.channels)
                 start = {source: torch.randn(shape, generator=generator, dtype=torch.float64)}
-                wanted = Evaluation(start, modules).value(member)
-                skipped = Evaluation({**start, norm: start[source]}, modules)
-                wrap = next(w for w in plan.wraps[member] if w.norm is norm)
-                assert wrap.root is not None
-                found, _ = evaluate(formulas[member], {wrap.root: skipped.value(wrap.root)})
+                whole, skipped = Evaluation(start, modules), Evaluation({**start, norm: start[source]}, modules)
+                pairs = []
+                for member in members:
+                    wrap = next(w for w in plan.wraps[member] if w.norm is norm)
+                    assert wrap.root is not None
+                    result = evaluate(formulas[member], {wrap.root: skipped.value(wrap.root)})
+                    pairs.append((whole.value(member), result))
             else:
                 for formula in formulas.values():
                     for root, conv in formula.terms.items():
                         assert isinstance(root, Value)
                         shape = [2, conv.in_channels] if conv.axes else _tokens(plan, root, conv.in_channels)
-                        shape += [length(conv, axis, outputs + extra, trial) for axis in range(conv.axes)]
+                        shape += [length(conv, axis, outputs + 2 + extra, trial) for axis in range(conv.axes)]
                         inputs.setdefault(root, torch.randn(shape, generator=generator, dtype=torch.float64))
-                wanted = Evaluation(inputs, modules).value(norm)
                 new: dict[Value, Tensor] = {}
                 for member, formula in formulas.items():
-                    new[member], _ = evaluate(formula, {r: inputs[r] for r in formula.terms if isinstance(r, Value)})
+                    new[member] = evaluate(formula, {r: inputs[r] for r in formula.terms if isinstance(r, Value)})
                 (last,) = plan.formulas[norm].terms
-                found = Evaluation({**inputs, **new}, modules).value(last)
-        if wanted.shape != found.shape:
-            return float("inf")
-        worst = max(worst, float((wanted - found).abs().max() / (wanted.abs().max() + 1e-300)))
+                pairs = [(Evaluation(inputs, modules).value(norm), Evaluation({**inputs, **new}, modules).value(last))]
+        for wanted, found in pairs:
+            if wanted.shape != found.shape:
+                return float("inf")
+            worst = max(worst, float((wanted - found).abs().max() / (wanted.abs().max() + 1e-300)))
     return worst
 
 
@@ -129,38 +132,18 @@ def _bared_error(
         shape = [2, *(length(conv, axis, 4 + margin([formula]), 0) for axis in range(conv.axes)), space.channels]
     bare = torch.randn(shape, generator=generator, dtype=torch.float64)
     scale = plan.operations[norm].numbers()
-    whole, _ = evaluate(scale, {norm: bare})
+    whole = evaluate(scale, {norm: bare})
     assert wrap.root is not None
     wanted = Evaluation({norm: whole}, modules).value(member)
-    found, magnitude = evaluate(formula, {wrap.root: Evaluation({norm: bare}, modules).value(wrap.root)})
+    found = evaluate(formula, {wrap.root: Evaluation({norm: bare}, modules).value(wrap.root)})
     if wanted.shape != found.shape:
         return float("inf")
-    return float(((wanted - found).abs() / magnitude).max())
+    return float((wanted - found).abs().max() / (wanted.abs().max() + 1e-300))
 
 
 def _tokens(plan: NetPlan, value: Value, channels: int) -> list[int]:
     """A shape with the channels last, of a rank that the value can have."""
     return [2, *[3] * (max(plan.known.rank(value).least, 3) - 2), channels]
-
-
-def margin(formulas: Iterable[Affine]) -> int:
-    """Outputs per axis that a border can reach."""
-    convs = [conv for formula in formulas for conv in formula.terms.values()]
-    wide = max((abs(p) for conv in convs for p in (*conv.lo, *conv.hi)), default=0)
-    bent = any(conv.border is not Border.CONSTANT for conv in convs)
-    return (3 if bent else 2) * wide  # a reflecting border must be shorter than the input
-
-
-def length(conv: Conv, axis: int, outputs: int, trial: int) -> int:
-    """Input length that gives as many outputs on the first axis and one more on the second, and so on in turn."""
-    outputs += axis % 2
-    if conv.transposed or conv.identity:
-        return outputs
-    s = conv.stride[axis]
-    found = max(s * (outputs - 1) + 1 - conv.slack[axis] + (trial * (s - 1)), 1)
-    while conv.remainders is not None and found % s not in conv.remainders[axis]:
-        found += 1
-    return found
 
 
 def _region(plan: NetPlan, value: Value) -> list[Value]:

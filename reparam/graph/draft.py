@@ -4,15 +4,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import final
 
-from reparam.algebra import Affine, Refusal, substitute
+from torch import nn
+
+from reparam.algebra import Affine, Refusal, interned, substitute
 from reparam.graph.calls import name_of
 from reparam.graph.channels import SPLITS
 from reparam.graph.effects import pure, unused
 from reparam.graph.leaves import EXCLUDED, OUTSIDE
 from reparam.graph.lift import Known, Lifting, lift
 from reparam.graph.net import Net, Value
-from reparam.graph.net_plan import NetPlan, folded
-from reparam.graph.operation import Operation
+from reparam.graph.net_plan import NetPlan, numbers
+from reparam.graph.operation import Either, Operation
 from reparam.graph.placing import Mode, Place, Site
 from reparam.graph.sizes import SIZE_CALLS, batch_only, whole_shape
 from reparam.graph.worth import relative_sizes
@@ -40,7 +42,8 @@ class Draft:
         for value in net.values:
             lifted = lift(value, known, liftings)
             if isinstance(lifted, Operation):
-                operations[value] = lifted
+                shapes = {root: interned(conv) for root, conv in lifted.terms.items()}
+                operations[value] = replace(lifted, terms=shapes)
             elif isinstance(lifted, Refusal):
                 boundaries[value] = lifted.at(value.path, value.name)
         formulas = {value: operation.structure for value, operation in operations.items()}
@@ -88,7 +91,7 @@ class Draft:
 
     def ok(self, value: Value) -> bool:
         """Whether a value is affine and still there."""
-        return value in self.plan.operations and value not in self.plan.inlined
+        return value in self.plan.operations and not self.plan.gone(value)
 
     def may_vanish(self, value: Value) -> Refusal | None:
         """Why a value must be computed, whoever reads it; None if it need not."""
@@ -120,14 +123,15 @@ class Draft:
         """The formula of ``reader`` with ``value`` replaced, by ``inner`` if that is given."""
         inner = self.plan.formulas[value] if inner is None else inner
         moved = [value, *(root for root in inner.terms if isinstance(root, Value))]
-        gone = self.plan.inlined | dict(inlined)
+        gone = Either(self.plan.inlined, inlined)
         if not self.plan.known.effects.stable(moved, value.index, reader.index, gone):
             return Refusal("in_place", "memory that it reads is written in between", "use the operation that copies")
         if value.mode != reader.mode:
-            return Refusal("mode", "it runs under another autocast or gradient mode than its reader")
+            why = "it runs under another autocast or gradient mode than its reader"
+            return Refusal("mode", why, "run both under one mode")
         conv = formula.terms[value]
         if conv.fill is not None and not conv.never_outside and not inner.numeric:
-            inner = folded(self.plan.operations, gone, value)
+            inner = numbers(self.plan.operations, gone, value)
             if any(c.weight is not None and c.weight.is_meta for c in inner.terms.values()):
                 return Refusal("border_rule", "the constant of the padding has no value on the meta device")
             result = substitute(formula, {value: inner})
@@ -176,7 +180,8 @@ class Draft:
             if not operation.norm or value.module is None or value.users or value.returned or not pure(value):
                 continue
             where = Place(value, Mode.SWAP, {}, ())
-            if not self.site.replaceable(value) and not self.site.exposed([value], [], where):
+            kept = self.site.replaceable(value) or self.site.mistaken(value.path, lambda: nn.Identity)
+            if not kept and not self.site.exposed([value], [], where):
                 self.plan.dropped.append(value)
 
     def take_back(self, reader: Value) -> None:

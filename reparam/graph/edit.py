@@ -9,7 +9,7 @@ from typing import Any, Final, final
 from torch import fx, nn
 
 from reparam.graph.effects import pure
-from reparam.graph.entries import EntryPoints
+from reparam.graph.entry_methods import uncalled
 from reparam.graph.generated import base_class, generated_class, rebuild
 from reparam.graph.guard import require_rank
 from reparam.graph.modules import Fused
@@ -50,7 +50,7 @@ class Edit:
 
     def run(self) -> None:
         """Rewrite the graph of the frame."""
-        graph = self.frame.trace.graph
+        graph = self.frame.own_graph()
         self.old_targets = self._targets()
         had_users = {node for node in graph.nodes if node.users}
         replaced: dict[fx.Node, fx.Node] = {}
@@ -101,7 +101,7 @@ class Edit:
         """Discarded results and assertions about values that vanish."""
         gone: set[Value] = set()
         for plan in {fused.plan for fused in self.regions}:
-            gone |= set(plan.inlined)
+            gone |= plan.inlined.keys() | plan.handed.keys()
         tainted: set[fx.Node] = set()
         for node in self.frame.trace.graph.nodes:
             value = inside.get(node)
@@ -148,7 +148,7 @@ class Edit:
             reads = meant in operation.terms or meant in _roots(plan, value)
             if target and reads and weight > size and target not in self.added:
                 best, size = target, weight
-        read_elsewhere = any(best.partition(".")[0] in names for names in EntryPoints().beside(self.frame).values())
+        read_elsewhere = any(best.partition(".")[0] in names for names in uncalled(type(self.frame.module)).values())
         name = "fused" if read_elsewhere or not best else best
         count, unique = 0, name
         while (
@@ -198,7 +198,7 @@ class Edit:
     def _drop_makers(self, used: Used) -> None:
         """Drop the children whose parameters only made weights that are constants now, and what is empty then."""
         module = self.frame.module
-        beside = {name for names in EntryPoints().beside(self.frame).values() for name in names}
+        beside = {name for names in uncalled(type(self.frame.module)).values() for name in names}
         for maker in sorted(makers([self.frame]), key=len, reverse=True):
             name = maker[len(self.frame.path) + 1 :] if self.frame.path else maker
             while name and name.partition(".")[0] not in beside:

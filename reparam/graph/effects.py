@@ -74,7 +74,7 @@ def _in_place_name(name: str) -> bool:
 def written(value: Value) -> tuple[Value, ...]:
     """Inputs whose memory the operation writes, or may write."""
     first = tuple(v for v in value.args[:1] if isinstance(v, Value))
-    if value.node.op == "placeholder":
+    if value.node.op == "placeholder" or value.declared is not None:
         return ()
     if value.module is not None:
         if isinstance(value.module, nn.modules.dropout._DropoutNd) and not value.module.training:
@@ -109,6 +109,8 @@ def aliased(value: Value) -> tuple[Value, ...]:
     writes = written(value)
     if writes:
         return writes
+    if value.declared is not None:
+        return value.inputs
     first = tuple(v for v in value.args[:1] if isinstance(v, Value))
     if value.module is not None:
         if is_leaf(value.module):
@@ -126,6 +128,8 @@ def aliased(value: Value) -> tuple[Value, ...]:
 
 def pure(value: Value) -> bool:
     """Whether an operation does nothing but compute its result (an assertion counts as such)."""
+    if value.declared is not None:
+        return True
     if value.node.op == "placeholder" or (value.module is not None and not is_leaf(value.module)):
         return False
     if value.module is None and value.node.op == "call_function" and not _is_torch(value.node.target):

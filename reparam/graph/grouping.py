@@ -17,7 +17,7 @@ from typing import Final, final
 from reparam.algebra import Affine, Conv, Refusal, branch_sum, conv_after_conv
 from reparam.graph.draft import Draft
 from reparam.graph.net import Value
-from reparam.graph.net_plan import folded
+from reparam.graph.net_plan import numbers
 from reparam.graph.placing import place
 from reparam.graph.worth import EPSILON, Worth
 
@@ -105,9 +105,11 @@ class Grouping:
                 continue
             if value in self.plan.spread or value in self.plan.wraps:
                 return None
-            conv, inner = formula.terms[value], folded(self.plan.operations, self.plan.inlined, value, numeric=False)
+            conv, inner = formula.terms[value], numbers(self.plan.operations, self.plan.inlined, value, numeric=False)
             single = len(inner.terms) == 1 and not next(iter(inner.terms.values())).identity
             if single and len(self.draft.original[total].terms) + len(expanded) > 1 and conv.diagonal:
+                if isinstance(self.draft.inline(formula, value, total, expanded, inner), Refusal):
+                    continue  # memory is written in between, or the mode changes
                 composed = conv_after_conv(conv, next(iter(inner.terms.values())))
                 if isinstance(composed, Refusal):
                     return None

@@ -111,6 +111,7 @@ class Joining:
         self.plan.places[value] = replace(where, passed=(*where.passed, total))
         self.plan.places.pop(other, None)
         self.plan.inlined[other] = None
+        self.plan.handed[total] = None
         within = {norm for norm in self.stands_for if self.stands_for[norm] in (end, other_end)}
         self.plan.groups[:] = [group for group in self.plan.groups if group[0] not in within]
         self.plan.groups.append((total, [value]))

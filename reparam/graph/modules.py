@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor, nn
 
 from reparam.algebra import Affine, Refusal
@@ -11,6 +12,16 @@ from reparam.graph.build import build
 from reparam.graph.net import Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.placing import Place
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Data type and device of weights, and whether they are trained."""
+
+    dtype: torch.dtype
+    device: torch.device
+    trainable: bool
 
 
 @final
@@ -23,12 +34,14 @@ class Fused:
         value: the value that is replaced.
         place: where.
         modules: per root, the module that computes the term; None: the root itself.
+        kind: of its weights.
     """
 
     plan: NetPlan
     value: Value
     place: Place
     modules: Mapping[Value, nn.Module | None]
+    kind: Kind
 
 
 def mixed(plan: NetPlan, value: Value) -> Refusal | None:
@@ -52,23 +65,27 @@ def _tensors(value: Value) -> Iterator[Tensor]:
             yield argument
 
 
-def modules_of(plan: NetPlan, value: Value, formula: Affine) -> dict[Value, nn.Module | None] | Refusal:
-    """The modules that compute a formula; the bias goes with the first."""
+def kind_of_weights(plan: NetPlan, value: Value) -> Kind | Refusal:
+    """Of what kind the weights of a region are."""
     weights = [tensor for member in plan.members(value) for tensor in _weights(plan, member)]
     weights = weights or _only_weights(plan.net.root.module)
     if not weights:
         return Refusal("dtype", "no weight fixes the data type of the result", "use one data type in the whole model")
-    trainable = any(tensor.requires_grad for tensor in weights)
-    dtype, device = weights[0].dtype, weights[0].device
+    return Kind(weights[0].dtype, weights[0].device, any(tensor.requires_grad for tensor in weights))
+
+
+def built(formula: Affine, kind: Kind) -> dict[Value, nn.Module | None]:
+    """The modules that compute a formula; the bias goes with the first."""
     bias = formula.bias
     modules: dict[Value, nn.Module | None] = {}
     terms = sorted(formula.terms.items(), key=lambda term: (term[1].identity, term[1].scales))
+    beside = len(terms) > 1
     for root, conv in terms:
         assert isinstance(root, Value)
-        if conv.identity and bias is None and len(terms) > 1:
+        if conv.identity and bias is None and beside:
             modules[root] = None
             continue
-        modules[root] = build(conv, bias, dtype=dtype, device=device, trainable=trainable, beside=len(terms) > 1)
+        modules[root] = build(conv, bias, dtype=kind.dtype, device=kind.device, trainable=kind.trainable, beside=beside)
         bias = None
     return {root: modules[root] for root in formula.terms if isinstance(root, Value)}
 
@@ -83,6 +100,9 @@ def _weights(plan: NetPlan, value: Value) -> Iterator[Tensor]:
     """Floating-point weights of the convolutions and linear layers among the operations of a region."""
     operation = plan.operations[value]
     if operation.norm:
+        return
+    if value.declared is not None:
+        yield from (tensor for tensor in _tensors(value) if tensor.is_floating_point())
         return
     if value.module is not None:
         weight = getattr(value.module, "weight", None)

@@ -7,12 +7,21 @@ that cannot be read, is shared, or has hooks is one opaque operation of its call
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from torch import fx, nn
 
+from reparam.graph.sharing import with_own_graph
+from reparam.graph.space import Space
 from reparam.graph.trace import Trace
 from reparam.graph.unread import Unread
+
+
+class Declared(Protocol):
+    """What a user says about an operation that would not be read as linear."""
+
+    def spaces(self, value: "Value", source: Space | None) -> tuple[Space | None, Space | None]:
+        """Spaces of the input and of the result, of which the first may be known already."""
 
 
 @final
@@ -38,6 +47,18 @@ class Frame:
         for child in self.children:
             yield from child.below()
 
+    def own_graph(self) -> fx.Graph:
+        """The graph of the call, to be changed: a copy if other modules have the same."""
+        if self.trace.sharers:
+            self.trace, copies = with_own_graph(self.trace)
+            self.env = {copies[node]: known for node, known in self.env.items()}
+            self.locals = {value: copies[node] for value, node in self.locals.items()}
+            for value in self.values:
+                value.node = copies[value.node]
+            for child in self.children:
+                child.call = None if child.call is None else copies[child.call]
+        return self.trace.graph
+
     def local(self, value: "Value") -> fx.Node | None:
         """The node by which this frame knows a value."""
         return self.locals.get(value)
@@ -59,6 +80,7 @@ class Value:
         users: values that have it among their arguments.
         returned: whether it is part of the result of the net.
         shared: whether the module that is called is called elsewhere, too.
+        declared: what a user declared of it, if it is linear by declaration; then it only computes its result.
     """
 
     index: int
@@ -71,6 +93,7 @@ class Value:
     users: "list[Value]" = field(default_factory=list)
     returned: bool = False
     shared: bool = False
+    declared: "Declared | None" = None
 
     @property
     def mode(self) -> tuple[Any, ...]:
@@ -125,8 +148,10 @@ class Reading:
         nets: the parts that were read, each with its root module.
         unread: module paths that could not be read, with the reason.
         opaque: paths of modules that were not opened, with the reason.
+        branching: paths of modules whose forward branches on its input, with the line of code.
     """
 
     nets: tuple[Net, ...]
     unread: Mapping[str, Unread]
     opaque: Mapping[str, str]
+    branching: Mapping[str, str]

@@ -1,6 +1,6 @@
 """What happens to the values of one net, and the numbers that follow from it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -25,6 +25,7 @@ class NetPlan:
         boundaries: values that could be linear and are not, with the reason.
         formulas: current formula of every affine value.
         inlined: values that disappear.
+        handed: norms that others took over through passages: each hands on its input.
         places: where each changed value is emitted.
         refusals: what was tried and refused, by value and reader.
         sizes: relative spatial elements of each value.
@@ -34,6 +35,7 @@ class NetPlan:
         groups: each norm that was taken over, with those that share it.
         groupings: of a sum whose branches become several convolutions of one input: the input's name by branch.
         aliases: what such a name stands for.
+        bared: norms of which nothing but the statistics is left; their operation is the scale and shift that went.
         alone: why a norm was not taken over.
         dropped: norms whose value nothing reads.
     """
@@ -45,6 +47,7 @@ class NetPlan:
     formulas: dict[Value, Affine]
     sizes: dict[Value, float]
     inlined: dict[Value, None] = field(default_factory=dict)
+    handed: dict[Value, None] = field(default_factory=dict)
     places: dict[Value, Place] = field(default_factory=dict)
     refusals: dict[tuple[Value, Value], Refusal] = field(default_factory=dict)
     dead: set[Value] = field(default_factory=set)
@@ -53,8 +56,13 @@ class NetPlan:
     groups: list[tuple[Value, list[Value]]] = field(default_factory=list)
     groupings: dict[Value, dict[Value, Value]] = field(default_factory=dict)
     aliases: dict[Value, Value] = field(default_factory=dict)
+    bared: list[Value] = field(default_factory=list)
     alone: dict[Value, Refusal] = field(default_factory=dict)
     dropped: list[Value] = field(default_factory=list)
+
+    def gone(self, value: Value) -> bool:
+        """Whether nothing computes a value any more as it was."""
+        return value in self.inlined or value in self.handed
 
     def changed(self) -> list[Value]:
         """Materialised values into which others disappeared, in order of execution."""
@@ -91,10 +99,10 @@ class NetPlan:
 
     def numbers(self, value: Value) -> Affine:
         """The formula of a value with weights."""
-        formula = folded(self.operations, self.inlined, value, self.groupings.get(value))
+        formula = numbers(self.operations, self.inlined, value, self.groupings.get(value), pending=True)
         for wrap in self.wraps.get(value, ()):
             joined = wrap.joined
-            other = folded(self.operations, self.inlined, wrap.norm) if joined is None else self.numbers(joined)
+            other = numbers(self.operations, self.inlined, wrap.norm) if joined is None else self.numbers(joined)
             result = wrapped(formula, value, wrap, other)
             if isinstance(result, Refusal):
                 raise AssertionError(f"a planned formula cannot be computed: {result}")
@@ -105,32 +113,56 @@ class NetPlan:
         return formula
 
 
-def folded(
+def numbers(
     operations: Mapping[Value, Operation],
-    inlined: Iterable[Value],
+    inlined: Container[Value],
     value: Value,
     names: Mapping[Value, Value] | None = None,
     *,
+    pending: bool = False,
     numeric: bool = True,
 ) -> Affine:
-    """The formula of ``value``, those of ``inlined`` put in.
+    """The formula of ``value`` with weights, the formulas of ``inlined`` put in.
 
     Args:
-        operations: of the net.
-        inlined: values that disappear.
-        value: the value.
+        operations: by value.
+        inlined: what is put in.
+        value: whose formula it is.
         names: by branch, another name for its one input, so that it is not joined with the others.
+        pending: whether large weights are left to be computed, see ``reparam.algebra.Pending``.
         numeric: with weights.
     """
     done: dict[Value, Affine] = {}
+    result: Affine | Refusal = Affine({})
     for v in (*absorbed(operations, inlined, value), value):
-        formula = operations[v].numbers() if numeric else operations[v].structure
+        formula = operations[v].numbers(pending) if numeric else operations[v].structure
         inner = {source: done[source] for source in formula.terms if source in done}
         result = substitute(formula, inner, trusted=True) if inner else formula
-        if isinstance(result, Refusal):
-            raise AssertionError(f"a planned formula cannot be computed: {result}")
-        if names is not None and v in names:
-            (conv,) = result.terms.values()
-            result = replace(result, terms={names[v]: conv})
-        done[v] = result
-    return done[value]
+        if isinstance(result, Refusal) or any(root in inlined for root in result.terms):
+            result = _from_outside(operations, inlined, v, numeric=numeric)
+        if isinstance(result, Affine):
+            if names is not None and v in names:
+                (conv,) = result.terms.values()
+                result = replace(result, terms={names[v]: conv})
+            done[v] = result
+    if isinstance(result, Refusal):
+        raise AssertionError(f"a planned formula cannot be computed: {result}")
+    return result
+
+
+def _from_outside(
+    operations: Mapping[Value, Operation], inlined: Container[Value], value: Value, *, numeric: bool = True
+) -> Affine | Refusal:
+    """The same, one operation after the other from the last to the first.
+
+    A layer between two changes of layout is a convolution, and a part of the three behind a convolution is none.
+    """
+    formula: Affine | Refusal = operations[value].numbers() if numeric else operations[value].structure
+    while isinstance(formula, Affine):
+        inside = [root for root in formula.terms if isinstance(root, Value) and root in inlined]
+        if not inside:
+            break
+        last = max(inside, key=lambda root: root.index)
+        inner = operations[last].numbers() if numeric else operations[last].structure
+        formula = substitute(formula, {last: inner}, trusted=True)
+    return formula

@@ -1,12 +1,12 @@
 """One operation of a net as an affine formula of its inputs."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
 from torch import Tensor
 
-from reparam.algebra import Affine, Conv
+from reparam.algebra import Affine, Conv, Pending
 from reparam.graph.net import Value
 
 Numbers = Callable[[], Tensor]
@@ -29,6 +29,8 @@ class Operation:
         looked_at: whether its shape is read, so that a value of the same shape, or batch, must take its place.
         arithmetic: whether it is a sum or product written out: no reason for a convolution by itself, and a pass over
             the tensor also where the formula is the identity (``x + 0``).
+        copies: whether it copies elements and multiplies none: a pad, a slice.
+        pool: whether it is a mean over windows.
     """
 
     label: str
@@ -41,6 +43,8 @@ class Operation:
     assumed_rank: int | None = None
     looked_at: bool = False
     arithmetic: bool = False
+    copies: bool = False
+    pool: bool = False
 
     @property
     def structure(self) -> Affine:
@@ -67,25 +71,41 @@ class Operation:
         """Whether a scale and shift of its value is one of its inputs."""
         return self.relays or self.moves
 
-    def numbers(self) -> Affine:
-        """The formula with numbers."""
+    def numbers(self, pending: bool = False) -> Affine:
+        """The formula with numbers; ``pending``: large weights are computed later, when the formula is complete."""
         terms = {
-            value: replace(conv, weight=self.weights[value]().reshape(conv.weight_shape))
-            if value in self.weights
-            else conv
+            value: _with(conv, self.weights[value](), pending) if value in self.weights else conv
             for value, conv in self.terms.items()
         }
         return Affine(terms, self.bias is not None, None if self.bias is None else self.bias())
 
 
-def absorbed(operations: Mapping[Value, Operation], inlined: Iterable[Value], value: Value) -> list[Value]:
+def _with(conv: Conv, weight: Tensor, pending: bool) -> Conv:
+    weight = weight.reshape(conv.weight_shape)
+    if pending and not (conv.transposed or conv.diagonal or weight.is_meta):
+        return replace(conv, pending=Pending.of(conv, weight))
+    return replace(conv, weight=weight)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Either:
+    """What is in one of two containers."""
+
+    one: Container[Value]
+    other: Container[Value]
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.one or value in self.other
+
+
+def absorbed(operations: Mapping[Value, Operation], inlined: Container[Value], value: Value) -> list[Value]:
     """All of ``inlined`` that the formula of ``value`` contains, in order of execution."""
-    chosen = inlined if isinstance(inlined, dict) else dict.fromkeys(inlined)
     found: dict[Value, None] = {}
     pending = [value]
     while pending:
         for source in operations[pending.pop()].terms:
-            if source in chosen and source not in found:
+            if source in inlined and source not in found:
                 found[source] = None
                 pending.append(source)
     return sorted(found, key=lambda v: v.index)

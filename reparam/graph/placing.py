@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import final
 
+from torch import nn
+
 from reparam.algebra import Affine, Refusal
+from reparam.graph.build import kind_of
 from reparam.graph.net import Frame, Value
 from reparam.graph.operation import Operation, absorbed
 
@@ -61,6 +64,8 @@ class Site:
         exposed: why values cannot vanish, because another forward than one that is generated reads their parameters.
         replaceable: why the child that a value calls cannot be replaced; empty if it can.
         container: why the module of a frame cannot be replaced; empty if it can.
+        mistaken: why a module cannot be replaced by one of another class, which a forward would notice; empty if it
+            can.
     """
 
     passable: Callable[[Value], str]
@@ -68,13 +73,14 @@ class Site:
     exposed: Callable[[Iterable[Value], Iterable[Value], Place], str]
     replaceable: Callable[[Value], str]
     container: Callable[[Frame], str]
+    mistaken: Callable[[str, Callable[[], type[nn.Module]]], str]
 
 
 def place(
     reader: Value,
     formula: Affine,
     operations: Mapping[Value, Operation],
-    inlined: Mapping[Value, None],
+    inlined: Container[Value],
     site: Site,
     dead: Set[Value],
     shared: Container[Value] = (),
@@ -102,7 +108,7 @@ def place(
         return Refusal("used_elsewhere", f"the shape of {looked_at.name} at {looked_at.path or 'the root'} is read")
     chain = len(operations[path[-1]].terms) == 1
     if chain:
-        swap = _swap(path, operations, site, shared)
+        swap = _swap(path, formula, operations, site, shared)
         if swap is not None and not site.exposed(members, covered, swap):
             return swap
     candidates = [value for value in (path if chain else path[::-1]) if value not in shared]
@@ -125,7 +131,7 @@ def _size(operation: Operation) -> tuple[bool, int, int]:
 
 
 def _swap(
-    path: list[Value], operations: Mapping[Value, Operation], site: Site, shared: Container[Value]
+    path: list[Value], formula: Affine, operations: Mapping[Value, Operation], site: Site, shared: Container[Value]
 ) -> Place | None:
     """A convolution of a chain is a child that can be replaced, and the other values can hand on their input."""
     if any(site.passable(value) for value in path if value.module is None):
@@ -145,6 +151,10 @@ def _swap(
     at = max(convs, key=lambda v: (_size(operations[v]), -v.index))
     (root,) = operations[path[-1]].terms
     (operand,) = operations[at].terms
+    for value in path:
+        kind = (lambda: kind_of(formula)) if value is at else (lambda: nn.Identity)
+        if value.module is not None and site.mistaken(value.path, kind):
+            return None
     return Place(at, Mode.SWAP, {root: operand}, tuple(v for v in path if v is not at))
 
 
@@ -153,7 +163,7 @@ def _edit(
     path: list[Value],
     formula: Affine,
     operations: Mapping[Value, Operation],
-    inlined: Mapping[Value, None],
+    inlined: Container[Value],
     site: Site,
     dead: Set[Value],
 ) -> Place | str:
@@ -174,11 +184,14 @@ def _edit(
             return f"the shape of {value.name} at {value.path or 'the root'} is read"
     for value in passed:
         reason = site.passable(value) if value.module is None or site.replaceable(value) else ""
+        if not reason and value.module is not None and value.frame is not frame:
+            reason = site.mistaken(value.path, lambda: nn.Identity)
         if reason:
             return reason
     container, behind = _covered(at, path, list(stands_for.values()), operations, inlined, dead)
     ranks = any(operations[v].assumed_rank for v in (*absorbed(operations, inlined, path[0]), path[0]))
-    if container is not None and not ranks and not site.container(container):
+    whole = container is not None and not ranks and not site.container(container)
+    if container is not None and whole and not site.mistaken(container.path, lambda: kind_of(formula)):
         return Place(at, Mode.CONTAINER, stands_for, (*behind, *in_front), container)
     reason = site.passable(at)
     if reason:
@@ -187,7 +200,7 @@ def _edit(
 
 
 def _carrier(
-    frame: Frame, root: Value, at: Value, operations: Mapping[Value, Operation], inlined: Mapping[Value, None]
+    frame: Frame, root: Value, at: Value, operations: Mapping[Value, Operation], inlined: Container[Value]
 ) -> tuple[Value, list[Value]] | None:
     """A value known in ``frame`` that carries ``root`` once the values between them hand on their input."""
     if frame.local(root) is not None:
@@ -207,7 +220,7 @@ def _covered(
     path: list[Value],
     sources: list[Value],
     operations: Mapping[Value, Operation],
-    inlined: Mapping[Value, None],
+    inlined: Container[Value],
     dead: Set[Value],
 ) -> tuple[Frame | None, list[Value]]:
     """The frame whose whole work is this formula of ``sources``, and the values behind it that hand on its result."""

@@ -18,6 +18,7 @@ from reparam.graph.joining import Joining
 from reparam.graph.lift import Known, Lifting
 from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan
+from reparam.graph.operation import Either
 from reparam.graph.placing import Place, Site, place
 from reparam.graph.pruning import Pruning
 from reparam.graph.spreading import Spreading
@@ -35,8 +36,7 @@ class _Planner:
     def __init__(self, draft: Draft, cost: Cost) -> None:
         self.draft = draft
         self.plan = draft.plan
-        passes = {value for value, operation in self.plan.operations.items() if operation.arithmetic}
-        self.worth = Worth(cost, self.plan.sizes, self.draft.original, passes)
+        self.worth = Worth(cost, self.plan.sizes, self.draft.original, self.plan.operations)
         self.behind = Behind(self.draft, self.worth)
         self.pruning = Pruning(self.draft, self.worth)
 
@@ -46,12 +46,12 @@ class _Planner:
         for turn in range(8):
             changed = False
             for value in order:
-                if value not in self.plan.inlined and (turn or not self._is_partial_sum(value)):
+                if value not in self.plan.inlined and not self._can_wait(value, turn):
                     changed |= self._improve(value)
             for value in order:
                 if value not in self.plan.inlined and len(self.draft.readers.get(value, ())) > 1:
                     changed |= spreading.spread(value)
-            if not changed:
+            if not changed and turn:
                 break
         for value, operation in self.plan.operations.items():
             if operation.generated and value not in self.plan.inlined and value not in self.plan.places:
@@ -60,6 +60,9 @@ class _Planner:
         for value in order:
             if value not in self.plan.inlined:
                 through.absorb(value)
+        for value in order:
+            if not self.plan.gone(value) and value not in self.plan.wraps and self._is_norm_of_pool(value):
+                self._improve(value)
         grouping = Grouping(self.draft, self.worth)
         for value in reversed(order):  # a sum before its partial sums
             grouping.regroup(value)
@@ -92,6 +95,14 @@ class _Planner:
             self.plan.alone[value] = where.at(value.path, value.name)
         else:
             self.plan.places[value] = where
+
+    def _can_wait(self, value: Value, turn: int) -> bool:
+        """Whether a reader may have a better use for a value: another sum, or convolutions for a norm of a pool."""
+        return self._is_norm_of_pool(value) or (turn == 0 and self._is_partial_sum(value))
+
+    def _is_norm_of_pool(self, value: Value) -> bool:
+        operations = self.plan.operations
+        return operations[value].norm and any(r in operations and operations[r].pool for r in operations[value].terms)
 
     def _is_partial_sum(self, value: Value) -> bool:
         """Whether a sum goes into one other sum as it is: the other one is looked at first."""
@@ -209,7 +220,7 @@ class _Planner:
         return False
 
     def _place(self, reader: Value, formula: Affine, chosen: dict[Value, None]) -> Place | Refusal:
-        inlined = self.plan.inlined | chosen
+        inlined = Either(self.plan.inlined, chosen)
         site, dead = self.draft.site, self.plan.dead
         return place(reader, formula, self.plan.operations, inlined, site, dead, self.plan.spread)
 

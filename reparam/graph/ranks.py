@@ -43,17 +43,16 @@ def infer_ranks(net: Net, shapes: Mapping[Value, Shape] | None = None) -> dict[V
         shapes: of some values, in an example.
     """
     ranks = {value: Rank(len(shape), len(shape)) for value, shape in (shapes or {}).items()}
+    facts = [(value, _demanded(value), tensor_input(value) if _keeps_rank(value) else None) for value in net.values]
     for _ in range(3):
         before = dict(ranks)
-        for value in net.values:
+        for value, (source, demanded), _ in facts:
             _note(ranks, value, _forward(value, ranks))
-            source, demanded = _demanded(value)
             if source is not None:
                 _note(ranks, source, demanded)
-        for value in reversed(net.values):
-            source = tensor_input(value)
-            if source is not None and value in ranks and _keeps_rank(value):
-                _note(ranks, source, ranks[value])
+        for value, _, kept in reversed(facts):
+            if kept is not None and value in ranks:
+                _note(ranks, kept, ranks[value])
         if ranks == before:
             break
     return ranks

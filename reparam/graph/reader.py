@@ -1,6 +1,5 @@
 """Read a model from its root; parts that are opaque become roots of their own."""
 
-import inspect
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
@@ -10,10 +9,13 @@ from torch import fx, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from reparam.graph.arguments import default_arguments
+from reparam.graph.arguments import HOLE, default_arguments
 from reparam.graph.examples import Call, Examples
 from reparam.graph.leaves import CLOSED, SHARED, hooks, is_leaf
-from reparam.graph.net import Frame, Net, Reading, Value
+from reparam.graph.likeness import Likeness
+from reparam.graph.net import Declared, Frame, Net, Reading, Value
+from reparam.graph.sharing import can_be_shared, of_its_like
+from reparam.graph.signatures import signature_of
 from reparam.graph.structures import NOTHING, key_of, pick, resolve, spec_of, values_in
 from reparam.graph.trace import Trace, trace
 from reparam.graph.unread import Unread
@@ -24,17 +26,23 @@ WRAPPERS: Final = (nn.DataParallel, DistributedDataParallel, AveragedModel)  # t
 class _Reader:
     """Opens a model from its root; parts that are opaque become roots of their own."""
 
-    def __init__(self, model: nn.Module, calls: Mapping[str, list[Call]] | None) -> None:
+    def __init__(
+        self, model: nn.Module, calls: Mapping[str, list[Call]] | None, declared: Mapping[Any, Declared]
+    ) -> None:
         self.model = model
         self.calls = calls
+        self.declared = declared
         self.traces: dict[Any, Trace | Unread] = {}
         self.shared: set[int] = set()
         self.sites: set[tuple[int, int, str]] = set()  # one call in a module that is itself called twice is one
         self.unread: dict[str, Unread] = {}
         self.tried: dict[str, Unread] = {}  # why a call could not be read with the arguments that it is given
         self.opaque: dict[str, str] = {}
+        self.branching: dict[str, str] = {}
         self.pending: list[tuple[nn.Module, str]] = []
         self.kept: list[Any] = []
+        self.likeness = Likeness(model)
+        self.alike: dict[Any, Trace] = {}
 
     def read(self) -> Reading:
         while True:
@@ -45,7 +53,7 @@ class _Reader:
             self.shared |= repeated
 
     def _read_all(self) -> tuple[Reading, Counter[int]]:
-        self.unread, self.opaque, self.sites = {}, {}, set()
+        self.unread, self.opaque, self.branching, self.sites = {}, {}, {}, set()
         calls: Counter[int] = Counter()
         nets: list[Net] = []
         seen: set[int] = set()
@@ -61,15 +69,17 @@ class _Reader:
                 self._children_later(module, path)
                 continue
             arguments = default_arguments(module)
-            result = self._trace(module, path, arguments) if isinstance(arguments, dict) else arguments
+            result = self._trace_root(module, path, arguments) if isinstance(arguments, dict) else arguments
             if isinstance(result, Unread):
                 holds = any(True for _ in module.children()) or any(True for _ in module.parameters())
                 if holds and _has_forward(module):
                     self.unread[path] = self.tried.get(path, result)
                 self._children_later(module, path)
                 continue
+            if result.otherwise:
+                self.branching[path] = result.branches
             nets.append(self._open(module, path, result, calls))
-        return Reading(tuple(nets), dict(self.unread), dict(self.opaque)), calls
+        return Reading(tuple(nets), dict(self.unread), dict(self.opaque), dict(self.branching)), calls
 
     def _children_later(self, module: nn.Module, path: str) -> None:
         if isinstance(module, (*CLOSED, torch.jit.ScriptModule)):
@@ -77,15 +87,37 @@ class _Reader:
         for name, child in module.named_children():
             self.pending.append((child, f"{path}.{name}" if path else name))
 
+    def _trace_root(self, module: nn.Module, path: str, arguments: Mapping[str, Any]) -> Trace | Unread:
+        """Read a forward with its required arguments, or with one of the optional ones where it asks for one."""
+        result = self._trace(module, path, arguments)
+        if isinstance(result, Unread) and (result.raised or "NoneType" in result.reason):
+            for name in (name for name, value in arguments.items() if value is None):
+                traced = self._trace(module, path, {**arguments, name: HOLE})
+                if isinstance(traced, Trace):
+                    return traced
+        return result
+
     def _trace(self, module: nn.Module, path: str, arguments: Mapping[str, Any]) -> Trace | Unread:
         key = (id(module), key_of(arguments))
         if key not in self.traces:
-            traced = trace(module, arguments)
+            traced = self._of_its_like(module, arguments)
             if isinstance(traced, Unread) and self.calls is not None:
                 traced = trace(module, arguments, Examples(self.calls, path))
             self.traces[key] = traced
             self.kept.append(module)
         return self.traces[key]
+
+    def _of_its_like(self, module: nn.Module, arguments: Mapping[str, Any]) -> Trace | Unread:
+        """The trace of a module: that of another one which is alike, if it was read and computed with no tensor."""
+        number = self.likeness.number(module)
+        key = (number, key_of(arguments))
+        other = None if number is None else self.alike.get(key)
+        if other is not None:
+            return of_its_like(other, module)
+        traced = trace(module, arguments)
+        if isinstance(traced, Trace) and number is not None and can_be_shared(traced):
+            self.alike[key] = traced
+        return traced
 
     def _open(self, module: nn.Module, path: str, traced: Trace, calls: Counter[int]) -> Net:
         root = Frame(module, path, traced)
@@ -144,6 +176,7 @@ class _Reader:
                     continue
             value = Value(len(net.values), frame, node, args, kwargs, module)
             value.inputs = tuple(dict.fromkeys(values_in((args, kwargs))))
+            value.declared = self.declared.get(node.target if module is None else type(module))
             value.shared = frame.repeated or (module is not None and id(module) in self.shared)
             self._add(net, frame, value)
         raise AssertionError("a graph without an output")
@@ -170,7 +203,10 @@ class _Reader:
             self.sites.add(site)
             calls[id(module)] += 1
         path = f"{frame.path}.{node.target}" if frame.path else str(node.target)
-        if is_leaf(module):
+        if is_leaf(module) or type(module) in self.declared:
+            return NOTHING
+        if frame.trace.otherwise:  # its call may be another one
+            self.pending.append((module, path))
             return NOTHING
         reason = hooks(module)
         if id(module) in self.shared:
@@ -186,6 +222,7 @@ class _Reader:
             traced = self._trace(module, path, {name: spec_of(value) for name, value in bound.items()})
         if isinstance(traced, Unread):
             self.tried.setdefault(path, traced)
+        if isinstance(traced, Unread) or traced.otherwise:
             self.pending.append((module, path))
             return NOTHING
         assert isinstance(bound, dict)
@@ -210,13 +247,21 @@ def _has_forward(module: nn.Module) -> bool:
 
 def _bind_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | Unread:
     try:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        bound = signature_of(module).bind(*args, **kwargs)
     except (TypeError, ValueError) as error:
         return Unread(f"{type(error).__name__}: {error}")
     bound.apply_defaults()
     return dict(bound.arguments)
 
 
-def read(model: nn.Module, calls: Mapping[str, list[Call]] | None = None) -> Reading:
-    """Read a model; must run inside ``reading()``; ``calls`` holds the sizes of one run."""
-    return _Reader(model, calls).read()
+def read(
+    model: nn.Module, calls: Mapping[str, list[Call]] | None = None, declared: Mapping[Any, Declared] | None = None
+) -> Reading:
+    """Read a model; must run inside ``reading()``.
+
+    Args:
+        model: the model.
+        calls: the sizes of one run.
+        declared: by type of module, or operator: what is one operation, whatever it is made of.
+    """
+    return _Reader(model, calls, declared or {}).read()

@@ -3,28 +3,35 @@
 import builtins
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FunctionType
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._device import _device_constructors
 
+from reparam.graph.entry_methods import forget_classes
 from reparam.graph.proxy import PLAIN, Traced, has_traced
+from reparam.graph.signatures import forget_signatures
 from reparam.graph.tracer import Tracer
 
 _TENSOR: Final = torch.empty(0, device="meta")
+FACTORIES: Final = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "zeros")
+RESIZING: Final = ("interpolate", "pad")
+CHECKS: Final = tuple(name for name in vars(torch) if name == "_check" or name.startswith("_check_"))
 RANK_CHECK: Final = "_check_input_dim"
 SIZED: Final = ("expand", "new_empty", "new_full", "new_ones", "new_zeros", "repeat", "reshape", "tile", "view")
 ACTIVE: Final[list[Tracer]] = []  # the last one is at work
 
 
 @contextmanager
-def traced_builtins(opens: bool) -> Iterator[None]:
+def traced_builtins(opens: bool, numbers: bool) -> Iterator[None]:
     """While it lasts, ``len``, ``max`` and ``min`` of a traced value are traced, and a traced tensor is a ``Tensor``.
 
     Args:
         opens: whether functions marked by ``torch.fx.wrap`` are looked into.
+        numbers: whether numbers and tensors that are made of traced sizes are traced, too.
     """
     plain_len, plain_isinstance, plain_max, plain_min = builtins.len, builtins.isinstance, builtins.max, builtins.min
 
@@ -37,7 +44,10 @@ def traced_builtins(opens: bool) -> Iterator[None]:
     def traced_isinstance(value: Any, kinds: Any) -> bool:
         if type(value) is Traced and not value.node.meta.get(PLAIN) and plain_isinstance(_TENSOR, kinds):
             return True
-        return plain_isinstance(value, kinds)
+        answer = plain_isinstance(value, kinds)
+        if plain_isinstance(value, nn.Module):
+            ACTIVE[-1].on_kind(value, kinds, answer)
+        return answer
 
     wrapped = [
         (scope, name, scope[name])
@@ -49,12 +59,37 @@ def traced_builtins(opens: bool) -> Iterator[None]:
     for scope, name, function in wrapped:
         scope[name] = _one_operation(function)
     try:
-        yield
+        with _made_of_sizes() if numbers else nullcontext():
+            yield
     finally:
         builtins.len, builtins.isinstance = plain_len, plain_isinstance
         builtins.max, builtins.min = plain_max, plain_min
         for scope, name, function in wrapped:
             scope[name] = function
+
+
+@contextmanager
+def _made_of_sizes() -> Iterator[None]:
+    """While it lasts, numbers and tensors that are made of traced sizes are traced.
+
+    It replaces classes and functions that code may compare, so it is for forwards that cannot be read otherwise.
+    """
+    _device_constructors()  # torch remembers these functions for good when it first asks for them
+    homes = {torch: FACTORIES, nn.functional: RESIZING}
+    replaced = [(home, name, getattr(home, name)) for home, names in homes.items() for name in names]
+    plain_int, plain_float = builtins.int, builtins.float
+    builtins.int, builtins.float = _number(plain_int), _number(plain_float)  # type: ignore[misc, assignment]
+    for home, name, function in replaced:
+        setattr(home, name, _one_operation(function))
+    as_tensor = torch.as_tensor
+    torch.as_tensor = _unless_tensor(as_tensor)
+    try:
+        yield
+    finally:
+        torch.as_tensor = as_tensor
+        builtins.int, builtins.float = plain_int, plain_float  # type: ignore[misc]
+        for home, name, function in replaced:
+            setattr(home, name, function)
 
 
 def _one_operation(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,6 +101,41 @@ def _one_operation(function: Callable[..., Any]) -> Callable[..., Any]:
         return ACTIVE[-1].create_proxy("call_function", function, args, kwargs)
 
     return call
+
+
+def _unless_tensor(as_tensor: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.as_tensor``, which returns a tensor as it is."""
+    traced = _one_operation(as_tensor)
+    return lambda *args, **kwargs: args[0] if _is_one_tensor(args) and not kwargs else traced(*args, **kwargs)
+
+
+def _is_one_tensor(args: tuple[Any, ...]) -> bool:
+    return len(args) == 1 and type(args[0]) is Traced and not args[0].node.meta.get(PLAIN)
+
+
+def _number(kind: type) -> type:
+    """A stand-in for ``int`` or ``float`` that makes an operation of a call on a traced value."""
+
+    class Kind(type):
+        def __call__(cls, *args: Any) -> Any:
+            return _one_operation(kind)(*args)
+
+        def __instancecheck__(cls, value: object) -> bool:
+            return isinstance(value, kind)
+
+        def __subclasscheck__(cls, other: type) -> bool:
+            return issubclass(other, kind)
+
+        def __eq__(cls, other: object) -> bool:
+            return other is cls or other is kind
+
+        def __hash__(cls) -> int:
+            return hash(kind)
+
+        def __getattr__(cls, name: str) -> Any:
+            return getattr(kind, name)
+
+    return Kind(kind.__name__, (), {})
 
 
 def _sized(name: str) -> Callable[..., Any]:
@@ -83,6 +153,8 @@ def _sized(name: str) -> Callable[..., Any]:
 @contextmanager
 def reading() -> Iterator[None]:
     """While it lasts, calls of modules and reads of their tensors are reported to the tracer that is at work."""
+    forget_classes()
+    forget_signatures()
     call, getattr_ = nn.Module.__call__, nn.Module.__getattr__
 
     def traced_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -91,9 +163,16 @@ def reading() -> Iterator[None]:
         return ACTIVE[-1].on_call(module, lambda *a, **k: call(module, *a, **k), args, kwargs)
 
     def traced_getattr(module: nn.Module, name: str) -> Any:
-        value = getattr_(module, name)
-        if ACTIVE:
-            ACTIVE[-1].on_read(module, name, value)
+        if not ACTIVE:
+            return getattr_(module, name)
+        try:
+            value: Any = getattr_(module, name)
+        except AttributeError:
+            ACTIVE[-1].on_lack(module, name)
+            raise
+        if value is None:
+            ACTIVE[-1].on_lack(module, name)
+        ACTIVE[-1].on_read(module, name, value)
         return value
 
     rank_checks = {
@@ -119,6 +198,9 @@ def reading() -> Iterator[None]:
         setattr(kind, RANK_CHECK, _unless_traced(check))
     for name in SIZED:
         setattr(Tensor, name, _sized(name))
+    checks = {name: getattr(torch, name) for name in CHECKS}
+    for name, assertion in checks.items():
+        setattr(torch, name, _unless_asserted(assertion))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a user's forward warns about was said when it first ran
@@ -131,6 +213,13 @@ def reading() -> Iterator[None]:
             setattr(kind, RANK_CHECK, check)
         for name in SIZED:
             delattr(Tensor, name)
+        for name, assertion in checks.items():
+            setattr(torch, name, assertion)
+
+
+def _unless_asserted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An assertion of torch; one about a traced value is left out, as all other assertions are."""
+    return lambda *args, **kwargs: None if ACTIVE and has_traced((args, kwargs)) else function(*args, **kwargs)
 
 
 def _unless_traced(check: Callable[[nn.Module, Any], None]) -> Callable[[nn.Module, Any], None]:

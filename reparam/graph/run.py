@@ -1,16 +1,14 @@
-"""Run operations of a net, and formulas, in float64 on the CPU."""
+"""Run operations of a net in float64 on the CPU."""
 
-import copy
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from reparam.algebra import Affine
-from reparam.graph.build import build
 from reparam.graph.calls import name_of
 from reparam.graph.channels import SPLITS
+from reparam.graph.clones import precise_copy, precise_tensor
 from reparam.graph.net import Frame, Value
 from reparam.graph.sizes import is_plain
 
@@ -81,38 +79,12 @@ def run(
     return result
 
 
-def evaluate(formula: Affine, inputs: Mapping[Value, Tensor]) -> tuple[Tensor, Tensor]:
-    """The formula as torch computes it, and the sum of the magnitudes of its terms."""
-    total: Tensor | None = None
-    magnitude: Tensor | None = None
-    bias = formula.bias
-    for root, conv in formula.terms.items():
-        assert isinstance(root, Value)
-        if conv.identity and len(formula.terms) > 1:
-            term = inputs[root]
-            sizes = term.abs()
-        else:
-            module = build(conv, None, dtype=torch.float64, device="cpu")
-            term = module(inputs[root])
-            with torch.no_grad():
-                for weight in module.parameters():
-                    weight.abs_()
-            sizes = module(inputs[root].abs())
-        total = term if total is None else total + term
-        magnitude = sizes if magnitude is None else magnitude + sizes
-    assert total is not None
-    assert magnitude is not None
-    if bias is not None:
-        shape = bias.shape if bias.dim() > 1 else (-1, *(1,) * max(conv.axes for conv in formula.terms.values()))
-        total = total + bias.double().cpu().reshape(shape)
-        magnitude = magnitude + bias.double().cpu().abs().reshape(shape)
-    return total, magnitude + magnitude.mean() + torch.finfo(torch.float64).tiny
-
-
 def _call(frame: Frame, env: Mapping[Value, Any], modules: dict[int, nn.Module]) -> Any:
     """Run a module itself, not what was read of it."""
     arguments = {
-        name: _fill(frame.env[frame.trace.inputs[name]], env) if name in frame.trace.inputs else constant
+        name: _fill(frame.env[frame.trace.inputs[name]], env, precise_tensor)
+        if name in frame.trace.inputs
+        else constant
         for name, constant in frame.trace.arguments.items()
     }
     return _copy(frame.module, modules)(**arguments)
@@ -120,31 +92,49 @@ def _call(frame: Frame, env: Mapping[Value, Any], modules: dict[int, nn.Module])
 
 def _copy(module: nn.Module, modules: dict[int, nn.Module]) -> nn.Module:
     if id(module) not in modules:
-        modules[id(module)] = copy.deepcopy(module).to(device="cpu", dtype=torch.float64)
+        modules[id(module)] = precise_copy(module)
     return modules[id(module)]
 
 
+def result_on_meta(value: Value, env: Mapping[Value, Any]) -> Any:
+    """The result of one operation on tensors without content."""
+    args, kwargs = _fill(value.args, env, _hollow), _fill(value.kwargs, env, _hollow)
+    if value.module is None:
+        return _applied(value, args, kwargs)
+    tensors = {name: _hollow(t) for name, t in (*value.module.named_parameters(), *value.module.named_buffers())}
+    return torch.func.functional_call(value.module, tensors, args, dict(kwargs))
+
+
 def _result(value: Value, env: Mapping[Value, Any], modules: dict[int, nn.Module]) -> Any:
-    args, kwargs = _fill(value.args, env), _fill(value.kwargs, env)
+    args, kwargs = _fill(value.args, env, precise_tensor), _fill(value.kwargs, env, precise_tensor)
     if value.module is not None:
         return _copy(value.module, modules)(*args, **kwargs)
+    return _applied(value, args, kwargs)
+
+
+def _applied(value: Value, args: Any, kwargs: Any) -> Any:
     if value.node.op == "call_method":
         return getattr(args[0], str(value.node.target))(*args[1:], **kwargs)
     function: Any = value.node.target
     return function(*args, **kwargs)
 
 
-def _fill(argument: Any, env: Mapping[Value, Any]) -> Any:
+def _hollow(tensor: Tensor) -> Tensor:
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return torch.empty(tensor.shape, dtype=dtype, device="meta")
+
+
+def _fill(argument: Any, env: Mapping[Value, Any], move: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(argument, Value):
         return env[argument]
     if isinstance(argument, Tensor):
-        return argument.detach().to("cpu", torch.float64) if argument.is_floating_point() else argument.cpu()
+        return move(argument)
     if isinstance(argument, tuple):
-        return tuple(_fill(a, env) for a in argument)
+        return tuple(_fill(a, env, move) for a in argument)
     if isinstance(argument, list):
-        return [_fill(a, env) for a in argument]
+        return [_fill(a, env, move) for a in argument]
     if isinstance(argument, slice):
-        return slice(_fill(argument.start, env), _fill(argument.stop, env), _fill(argument.step, env))
+        return slice(*(_fill(end, env, move) for end in (argument.start, argument.stop, argument.step)))
     if isinstance(argument, Mapping):
-        return {k: _fill(v, env) for k, v in argument.items()}
+        return {k: _fill(v, env, move) for k, v in argument.items()}
     return argument

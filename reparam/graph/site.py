@@ -1,21 +1,39 @@
 """What of a model may be changed, and where."""
 
-import inspect
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, final
 
 from torch import fx, nn
 
 from reparam.graph.edit import STOCK
 from reparam.graph.entries import EntryPoints, variants
+from reparam.graph.entry_methods import uncalled
 from reparam.graph.generated import SOURCE
 from reparam.graph.leaves import EXCLUDED, OUTSIDE, hooks
 from reparam.graph.net import Frame, Net, Reading, Value
 from reparam.graph.options import Options
 from reparam.graph.placing import Mode, Place, Site
+from reparam.graph.signatures import parameters_of
 from reparam.graph.source import fixed_signature
 from reparam.graph.swap import carried
+from reparam.graph.used import join
+
+TAKEN: Final = frozenset(
+    (
+        "bias",
+        "dilation",
+        "groups",
+        "in_channels",
+        "in_features",
+        "kernel_size",
+        "out_channels",
+        "out_features",
+        "padding",
+        "stride",
+        "weight",
+    )
+)
 
 
 @final
@@ -28,6 +46,14 @@ class Limits:
         self.entries = EntryPoints()
         self._editable: dict[Frame, str] = {}
         self._exposed = _exposed(reading)
+        self._kinds: dict[str, list[tuple[Any, bool, str]]] = {}
+        self._lacking: dict[str, dict[str, str]] = {}
+        for frame in (frame for net in reading.nets for frame in net.frames):
+            where = frame.path or "the model"
+            for below, kinds, answer in frame.trace.kinds:
+                self._kinds.setdefault(join(frame.path, below), []).append((kinds, answer, where))
+            for below, name in frame.trace.lacking:
+                self._lacking.setdefault(join(frame.path, below), {}).setdefault(name, where)
         self._read_by_unread = {
             f"{path}.{name.rpartition('.')[0]}" if path else name.rpartition(".")[0]: path or "the model"
             for path, unread in reading.unread.items()
@@ -44,6 +70,7 @@ class Limits:
             self._is_exposed,
             lambda value: self._replaceable(value, calls),
             lambda frame: self._container(frame, calls),
+            self._mistaken,
         )
 
     def movable(self, value: Value) -> str:
@@ -77,24 +104,27 @@ class Limits:
             return "the module has hooks or is called in several places"
         if frame.trace.modes:
             return "its forward changes the autocast or gradient mode"
-        parameters = list(inspect.signature(frame.module.forward).parameters.values())
+        parameters = list(parameters_of(frame.module).values())
         if len(parameters) != 1 or parameters[0].kind is not parameters[0].POSITIONAL_OR_KEYWORD:
             return "its forward takes more than one argument"
         if _entangled(frame.path, self._exposed):
             return "its parameters are read elsewhere"
-        taken = {
-            "stride",
-            "padding",
-            "dilation",
-            "groups",
-            "kernel_size",
-            "bias",
-            "weight",
-            "in_channels",
-            "out_channels",
-        }
-        if not isinstance(frame.module, STOCK) and taken & carried(frame.module).keys():
+        if not isinstance(frame.module, STOCK) and TAKEN & carried(frame.module).keys():
             return "the module has attributes of the same names as a convolution"
+        return ""
+
+    def _mistaken(self, path: str, kind: Callable[[], type[nn.Module]]) -> str:
+        """A forward that asks for the class of a module, or for what it lacks, and would get another answer."""
+        kinds, lacking = self._kinds.get(path, ()), self._lacking.get(path, {})
+        if not kinds and not lacking:
+            return ""
+        new = kind()
+        for classes, answer, where in kinds:
+            if issubclass(new, classes) != answer:
+                return f"the forward of {where} asks for its class"
+        for name, where in lacking.items():
+            if name in TAKEN and not issubclass(new, nn.Identity):
+                return f"the forward of {where} asks for its {name}"
         return ""
 
     def _passable(self, value: Value) -> str:
@@ -131,7 +161,7 @@ class Limits:
             if apart:
                 return apart
             names = {str(node.target).partition(".")[0] for node in nodes if node.op == "call_module"}
-            for method, read_names in self.entries.beside(frame).items():
+            for method, read_names in uncalled(type(frame.module)).items():
                 if names & read_names and not names <= read_names:
                     return f"the method {method} of {frame.path or 'the model'} uses some of them"
         return ""
@@ -162,6 +192,8 @@ class Limits:
             return "its forward changes the autocast or gradient mode"
         if frame.trace.specialised:
             return "its forward was read for the sizes of the example inputs only"
+        if frame.trace.otherwise:
+            return "its forward branches on its input"
         if frame.trace.cache:
             return f"its forward fills {frame.trace.cache}"
         if frame.trace.recast:

@@ -1,6 +1,5 @@
 """The text of a forward, generated from the graph of a frame."""
 
-import inspect
 from typing import Any, Final
 
 from torch import fx, nn
@@ -8,6 +7,7 @@ from torch.fx.graph_module import _format_import_block
 from torch.package.importer import sys_importer
 
 from reparam.graph.net import Frame
+from reparam.graph.signatures import parameters_of
 
 PLAIN: Final = (type(None), bool, int, float, str)
 
@@ -25,7 +25,7 @@ def forward_source(frame: Frame) -> str:
 def _signature(module: nn.Module) -> str:
     parts = ["self"]
     keyword_only = False
-    for name, parameter in inspect.signature(module.forward).parameters.items():
+    for name, parameter in parameters_of(module).items():
         if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
             keyword_only = True
             parts.append("*")
@@ -38,7 +38,7 @@ def fixed_signature(module: nn.Module) -> str:
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance"
     try:
-        parameters: Any = inspect.signature(module.forward).parameters.values()
+        parameters: Any = parameters_of(module).values()
     except (TypeError, ValueError):
         return "its forward has no signature"
     for parameter in parameters:

@@ -137,8 +137,11 @@ def _normed(
 
 
 def _forward(value: Value, spaces: dict[Value, Space], ranks: Mapping[Value, Rank]) -> None:
-    source, own = _fixed(value, spaces, ranks)
     first = tensor_input(value)
+    if value.declared is not None:
+        source, own = value.declared.spaces(value, spaces.get(first) if first is not None else None)
+    else:
+        source, own = _fixed(value, spaces, ranks)
     found = product(value) if value.module is None else None
     if found is not None:
         first = found.source

@@ -6,7 +6,7 @@ from reparam.algebra import Affine, Refusal
 from reparam.graph.behind import PATIENCE
 from reparam.graph.draft import Draft
 from reparam.graph.net import Value
-from reparam.graph.operation import absorbed
+from reparam.graph.operation import Either, absorbed
 from reparam.graph.placing import Place, place
 from reparam.graph.worth import Worth
 
@@ -59,7 +59,7 @@ class Spreading:
         refusal = self.worth.gain(before, after)
         if refusal is not None:
             return readers[0], refusal
-        inlined = self.plan.inlined | gone
+        inlined = Either(self.plan.inlined, gone)
         common = {v: None for root in gone for v in (root, *absorbed(self.plan.operations, inlined, root))}
         shared = self.plan.spread.keys() | common.keys()
         places: dict[Value, Place] = {}

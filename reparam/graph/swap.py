@@ -6,6 +6,8 @@ from typing import Any, final
 
 from torch import nn
 
+from reparam.report.receipt import ATTRIBUTE
+
 
 @final
 class State:
@@ -19,6 +21,8 @@ class State:
 
     def restore(self) -> None:
         """Make it what it was."""
+        if self._is_as_it_was():
+            return
         if type(self.module) is not self.kind:
             object.__setattr__(self.module, "__class__", self.kind)
         self.module.__dict__.clear()
@@ -27,6 +31,16 @@ class State:
             if list(registry.items()) != list(entries.items()):
                 registry.clear()
                 registry.update(entries)
+
+    def _is_as_it_was(self) -> bool:
+        pairs = [(self.module.__dict__, self.attributes), *self.registered]
+        return type(self.module) is self.kind and all(_same(now, before) for now, before in pairs)
+
+
+def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether two mappings hold the same objects under the same names, in the same order."""
+    pairs = zip(now.items(), before.items(), strict=False)
+    return len(now) == len(before) and all(a == b and one is other for (a, one), (b, other) in pairs)
 
 
 def homes_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
@@ -53,8 +67,8 @@ def carry_attributes(old: nn.Module, new: nn.Module) -> None:
 
 
 def carried(module: nn.Module) -> dict[str, Any]:
-    """Plain attributes of a module: neither torch's own nor parameters, buffers and children."""
-    own = nn.Module().__dict__.keys() | {"forward"}
+    """Plain attributes of a module: neither torch's own nor parameters, buffers and children, nor its receipt."""
+    own = nn.Module().__dict__.keys() | {"forward", ATTRIBUTE}
     return {name: value for name, value in module.__dict__.items() if name not in own}
 
 

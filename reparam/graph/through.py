@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import final
 
+from torch import nn
+
 from reparam.algebra import Affine, Refusal
 from reparam.graph.draft import Draft
 from reparam.graph.net import Value
@@ -41,7 +43,7 @@ class Through:
             back: list[tuple[Value, Wrap]] | Refusal = Refusal("norm", "")
         else:
             back = producers(norm, root, spaces, operations, self._reading)
-        for found in (back, consumer(norm, spaces, operations)):
+        for found in (back, consumers(norm, spaces, operations)):
             if isinstance(found, Refusal):
                 if found.condition:
                     self._refuse_norm(norm, found)
@@ -70,6 +72,8 @@ class Through:
         if refusal is not None:
             return refusal
         reason = self.draft.site.passable(norm) if norm.module is None or self.draft.site.replaceable(norm) else ""
+        if not reason and norm.module is not None:
+            reason = self.draft.site.mistaken(norm.path, lambda: nn.Identity)
         reason = reason or self.draft.site.crossing([norm, *after, *(p for _, w in found for p in w.passages)])
         if reason:
             return Refusal("place", reason)
@@ -82,7 +86,7 @@ class Through:
             where = places[value]
             self.plan.places[value] = replace(where, passed=(*where.passed, *self._own(norm)))
         self.plan.groups.append((norm, [value for value, _ in found]))
-        self.plan.inlined[norm] = None
+        self.plan.handed[norm] = None
         self.plan.places.pop(norm, None)
         return None
 
@@ -98,7 +102,7 @@ def taken_over(
     plan = draft.plan
     after: dict[Value, Affine] = {}
     for value, wrap in found:
-        if value in plan.inlined or value in after:
+        if plan.gone(value) or value in after:
             return Refusal("used_elsewhere", f"{value.name} at {value.path} became part of another operation")
         stays = draft.stays(value)
         if stays is not None:
@@ -107,7 +111,9 @@ def taken_over(
         if gone is not None:
             return Refusal("used_elsewhere", f"{gone.name} at {gone.path} became part of another operation")
         span = sorted((value.index, norm.index))
-        moved = (value, norm, *wrap.passages)
+        moved = [value, norm, *wrap.passages]
+        if wrap.root is not None and norm in plan.formulas:  # what the norm reads is read later
+            moved += [root for root in plan.formulas[norm].terms if isinstance(root, Value)]
         if value.mode != norm.mode or not plan.known.effects.stable(moved, span[0], span[1]):
             return Refusal("in_place", "memory between the two is written, or the mode changes")
         result = wrapped(plan.formulas[value], value, wrap, scale)
@@ -154,26 +160,31 @@ def producers(
     return found
 
 
-def consumer(norm: Value, spaces: Spaces, operations: Mapping[Value, Operation]) -> list[tuple[Value, Wrap]] | Refusal:
-    """The operation behind the passages in front of which ``norm`` stands."""
-    value, passages = norm, []
-    while True:
+def consumers(norm: Value, spaces: Spaces, operations: Mapping[Value, Operation]) -> list[tuple[Value, Wrap]] | Refusal:
+    """The operations behind the passages in front of which ``norm`` stands, each of which takes it over."""
+    found: list[tuple[Value, Wrap]] = []
+    pending: list[tuple[Value, tuple[Value, ...]]] = [(norm, ())]
+    while pending:
+        value, passages = pending.pop()
         readers = [user for user in value.users if not only_shape(user, value)]
+        if value.returned and readers:
+            return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is also a result")
         if not readers:
             return Refusal("norm", "nothing linear lies in front of it, and its value is a result")
-        if len(readers) != 1 or value.returned:
-            return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is read more than once")
-        (user,) = readers
-        if user in operations and not operations[user].carries:
-            break
-        inputs = _inputs(user, spaces, operations)
-        if inputs is None or len(inputs) != 1 or inputs[0][0] is not value:
-            return Refusal("norm", f"{user.name} at {user.path or 'the root'} lies behind it and is not linear")
-        passages.append(user)
-        value = user
-    if value not in operations[user].terms or not passages:
-        return Refusal("norm", "nothing linear lies behind it")
-    return [(user, Wrap(norm, 0, spaces[norm].channels, value, tuple(passages)))]
+        for user in readers:
+            if user in operations and not operations[user].carries:
+                if value not in operations[user].terms:
+                    return Refusal("norm", "nothing linear lies behind it")
+                found.append((user, Wrap(norm, 0, spaces[norm].channels, value, passages)))
+                continue
+            inputs = _inputs(user, spaces, operations)
+            if inputs is None or len(inputs) != 1 or inputs[0][0] is not value:
+                return Refusal("norm", f"{user.name} at {user.path or 'the root'} lies behind it and is not linear")
+            pending.append((user, (*passages, user)))
+    direct = next((user for user, wrap in found if not wrap.passages), None)
+    if direct is not None and len(found) > 1:
+        return Refusal("used_elsewhere", f"its value is also read by {direct.name} at {direct.path}")
+    return found if direct is None else Refusal("norm", "nothing linear lies behind it")
 
 
 def _inputs(value: Value, spaces: Spaces, operations: Mapping[Value, Operation]) -> list[tuple[Value, int]] | None:

@@ -3,9 +3,8 @@
 Parameters stay concrete while tracing, so that generated weights become constants and ``if self.alpha:`` works.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, final
 
 import torch
@@ -16,11 +15,13 @@ from reparam.graph.arguments import ArgumentSpec, filled, has_hole
 from reparam.graph.examples import Examples
 from reparam.graph.proxy import EXAMPLE, PLAIN
 from reparam.graph.reading import ACTIVE, traced_builtins
+from reparam.graph.signatures import parameters_of
 from reparam.graph.snapshot import Snapshot
-from reparam.graph.tracer import Tracer, current_mode
+from reparam.graph.tracer import Kinds, Lacking, Tracer, current_mode
 from reparam.graph.unread import Unread, first_line, place_of, raised_by_user
 
 MOST_ATTEMPTS: Final = 64  # each condition that is an assertion costs one
+MOST_OUTCOMES: Final = 8  # that are not the same
 
 
 @final
@@ -37,10 +38,17 @@ class Trace:
             tracing.
         read: qualified names of the parameters and buffers that were read.
         touched: dotted paths of modules below the children that were looked at.
+        kinds: of which descendants it was asked whether they are of some classes, with the answers.
+        lacking: what descendants were asked for and do not have.
         modes: nodes under another autocast or gradient mode than the caller's.
         specialised: whether sizes of the example input went into the graph.
         cache: a collection of the module that the forward fills; empty if none.
+        computed: whether the forward computed with tensors alone, so that the graph may depend on what they hold.
+        entries: nodes that a public method of the module computes which can be called by itself, with its name.
         recast: a class of lists or dicts that the forward makes and the graph holds as plain ones; empty if none.
+        otherwise: what it does for other outcomes of its conditions on the input.
+        branches: the line of code with the last of these conditions; empty if there is one outcome.
+        sharers: modules that have the same graph, being alike, beside the one that was read.
     """
 
     module: nn.Module
@@ -50,39 +58,48 @@ class Trace:
     tensors: Mapping[str, Tensor]
     read: Mapping[int, str]
     touched: frozenset[str]
+    kinds: tuple[Kinds, ...]
+    lacking: tuple[Lacking, ...]
     modes: Mapping[fx.Node, tuple[bool, ...]]
     specialised: bool = False
+    computed: bool = True
+    entries: Mapping[fx.Node, str] = field(default_factory=dict)
     cache: str = ""
     recast: str = ""
+    otherwise: "tuple[Trace, ...]" = ()
+    branches: str = ""
+    sharers: list[nn.Module] = field(default_factory=list)
 
 
 def trace(
     module: nn.Module,
     arguments: ArgumentSpec,
     examples: Examples | None = None,
-    on_node: Callable[[fx.Node], None] | None = None,
     method: str = "forward",
 ) -> Trace | Unread:
     """Read ``module.forward``; must run inside ``reading()``.
 
-    A condition on the input is followed if every other outcome raises an error or does the same. Functions that their
-    author marked by ``torch.fx.wrap`` are one operation where they cannot be looked into. The module is left as it was,
-    also if its forward writes to itself (which is then a reason not to trust the reading).
+    Every outcome of a condition on the input is followed, unless it raises an error or does the same. Functions that
+    their author marked by ``torch.fx.wrap`` are one operation where they cannot be looked into. The module is left as
+    it was, also if its forward writes to itself (which is then a reason not to trust the reading).
 
     Args:
         module: the module.
         arguments: for each parameter of its forward a constant, a hole, or a structure of them.
         examples: sizes of its inputs and of the results of its children.
-        on_node: called after each new node.
         method: what is read instead of the forward.
     """
     refused = _not_python(module)
     if refused is not None:
         return refused
-    result = _follow(module, arguments, examples, on_node, method, opens=True)
-    if isinstance(result, Unread):
-        closed = _follow(module, arguments, examples, on_node, method, opens=False)
-        return closed if isinstance(closed, Trace) else result
+    result = _follow(module, arguments, examples, method)
+    numbers = isinstance(result, Unread) and result.reason.startswith("TypeError")
+    if numbers:
+        result = _follow(module, arguments, examples, method, numbers=True)
+    if isinstance(result, Unread) or result.otherwise:
+        closed = _follow(module, arguments, examples, method, opens=False, numbers=numbers)
+        if isinstance(closed, Trace) and (isinstance(result, Unread) or not closed.otherwise):
+            return closed
     return result
 
 
@@ -90,27 +107,29 @@ def _follow(
     module: nn.Module,
     arguments: ArgumentSpec,
     examples: Examples | None,
-    on_node: Callable[[fx.Node], None] | None,
     method: str,
     *,
-    opens: bool,
+    opens: bool = True,
+    numbers: bool = False,
 ) -> Trace | Unread:
-    """Read a forward along the one outcome of its conditions that does not raise."""
-    found: tuple[Trace, list[bool]] | None = None
+    """Read a forward along the outcomes of its conditions that do not raise."""
+    found: list[Trace] = []
+    branches = ""
     answers: list[bool] = []
     for _ in range(MOST_ATTEMPTS):
-        tracer = Tracer(module, examples, answers, on_node)
-        tracer.opens = opens
+        tracer = Tracer(module, examples, answers, method)
+        tracer.opens, tracer.numbers = opens, numbers
         result = _attempt(tracer, arguments, method)
         answers = tracer.answers[: len(tracer.asked)]
         if not isinstance(result, _Raised):
-            if found is not None and not (isinstance(result, Trace) and _same(found[0], result)):
-                at = next(i for i, (a, b) in enumerate(zip(answers, found[1], strict=False)) if a != b)
-                read = frozenset(tracer.read.values())
-                return Unread("TraceError: the forward branches on its input", tracer.asked[at][1], read)
             if isinstance(result, Unread):
                 return result
-            found = found or (result, list(answers))
+            if not any(_same(other, result) for other in found):
+                found.append(result)
+                branches = tracer.asked[-1][1] if tracer.asked else ""
+            if len(found) > MOST_OUTCOMES:
+                read = frozenset(tracer.read.values())
+                return Unread("TraceError: the forward branches on its input", branches, read)
         while answers and not answers[-1]:
             answers.pop()
         if not answers:
@@ -119,10 +138,26 @@ def _follow(
     else:
         read = frozenset(tracer.read.values())
         return Unread("TraceError: its forward has too many conditions on its input", tracer.asked[-1][1], read)
-    if found is not None:
-        return found[0]
+    if found:
+        return _together(found, branches)
     assert isinstance(result, _Raised)
-    return result.unread
+    return replace(result.unread, raised=True)
+
+
+def _together(outcomes: list[Trace], branches: str) -> Trace:
+    """The first of several outcomes, with what all of them look at."""
+    first = outcomes[0]
+    if len(outcomes) == 1:
+        return first
+    return replace(
+        first,
+        read={key: name for other in reversed(outcomes) for key, name in other.read.items()},
+        touched=frozenset().union(*(other.touched for other in outcomes)),
+        kinds=tuple(kind for other in outcomes for kind in other.kinds),
+        lacking=tuple(lack for other in outcomes for lack in other.lacking),
+        otherwise=tuple(outcomes[1:]),
+        branches=branches,
+    )
 
 
 @final
@@ -158,8 +193,8 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
                     values[name] = filled(spec, placeholder)
             ACTIVE.append(tracer)
             try:
-                with traced_builtins(tracer.opens):
-                    result = _call(getattr(module, method), values)
+                with traced_builtins(tracer.opens, tracer.numbers), tracer.watch:
+                    result = _call(module, method, values)
                 output = tracer.create_arg(result)
             finally:
                 ACTIVE.pop()
@@ -179,8 +214,12 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
         tensors=tracer.tensors,
         read=dict(tracer.read),
         touched=frozenset(tracer.touched),
+        kinds=tuple(tracer.kinds),
+        lacking=tuple(tracer.lacking),
         modes=tracer.modes,
         specialised=tracer.specialised,
+        computed=tracer.watch.computed,
+        entries=tracer.entries,
         cache=snapshot.cached,
         recast=tracer.recast,
     )
@@ -208,10 +247,10 @@ def _operations(traced: Trace) -> list[Any]:
     return found
 
 
-def _call(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+def _call(module: nn.Module, method: str, values: Mapping[str, Any]) -> Any:
     """Call a forward as a user does: what is left at its default is not given, for a decorator may give it itself."""
     positional, keyword = [], {}
-    parameters = inspect.signature(function).parameters
+    parameters = parameters_of(module, method)
     variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
     for name, parameter in parameters.items():
         optional = parameter.default is not parameter.empty and not variadic
@@ -226,7 +265,7 @@ def _call(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
                 keyword[name] = values[name]
             else:
                 positional.append(values[name])
-    return function(*positional, **keyword)
+    return getattr(module, method)(*positional, **keyword)
 
 
 def _not_python(module: nn.Module) -> Unread | None:

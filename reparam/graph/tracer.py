@@ -4,6 +4,7 @@ Generated weights therefore become constants, and ``if self.alpha:`` works.
 """
 
 import operator
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -13,11 +14,15 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.proxy import Scope, TraceError
 
+from reparam.graph.entry_methods import entry_codes, outermost
 from reparam.graph.examples import Examples
 from reparam.graph.proxy import EXAMPLE, PLAIN, Traced, has_traced, is_plain, meta
 from reparam.graph.unread import calling_line
+from reparam.graph.watch import Watch
 
 MOST_CONDITIONS: Final = 32
+Kinds = tuple[str, Any, bool]  # path of a descendant, classes, and whether it is one of these
+Lacking = tuple[str, str]  # path of a descendant, and the name of what it does not have
 # structures that a graph holds as they are
 EXACT: Final = (list, tuple, dict, torch.Size, immutable_list, immutable_dict)
 
@@ -30,14 +35,16 @@ class Tracer(fx.Tracer):
         module: nn.Module,
         examples: Examples | None = None,
         answers: Sequence[bool] = (),
-        on_node: Callable[[fx.Node], None] | None = None,
+        method: str = "forward",
     ) -> None:
-        super().__init__()
+        super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # it is used by trace() alone
         self.root = module
         self.examples = examples
         self.answers = list(answers)
         self.asked: list[tuple[fx.Node, str]] = []
-        self.on_node = on_node
+        self.methods = entry_codes(type(module)) if method == "forward" else {}
+        self.entries: dict[fx.Node, str] = {}
+        self.watch = Watch(self.keep)
         self.graph = fx.Graph(tracer_cls=Tracer)
         self.scope = Scope("", None)
         self.module_stack = OrderedDict()
@@ -52,14 +59,17 @@ class Tracer(fx.Tracer):
         self.mode = current_mode()
         self.modes: dict[fx.Node, tuple[bool, ...]] = {}
         self.touched: set[str] = set()
+        self.kinds: list[Kinds] = []
+        self.lacking: list[Lacking] = []
         self.specialised = False
         self.opens = True  # functions marked by torch.fx.wrap
+        self.numbers = False  # what is made of traced sizes
         self.recast = ""
 
     def release(self) -> None:
         """Let go of the module: other code may keep the traced values that it got, as ``functools.cache`` does."""
         self.root = nn.Identity()
-        self.examples, self.on_node = None, None
+        self.examples = None
         self.tensors, self.before, self.paths = {}, {}, {}
         self.kept, self.frontier = [], []
 
@@ -91,8 +101,10 @@ class Tracer(fx.Tracer):
             example = self._example(node)
             if example is not None:
                 node.meta[EXAMPLE] = example
-        if self.on_node is not None:
-            self.on_node(node)
+        if self.methods:
+            entry = outermost(sys._getframe(1), self.methods)
+            if entry:
+                self.entries[node] = entry
         return node
 
     def _example(self, node: fx.Node) -> Any:
@@ -149,8 +161,30 @@ class Tracer(fx.Tracer):
                 qualified = f"{path}.{name}" if path else name
                 self.read[id(value)] = qualified
                 self.kept.append(value)
-                if value.device.type != "meta":
-                    self.before[qualified] = (value, value.detach().clone())
+                if self.watch.computed:
+                    self._keep(value)
+
+    def keep(self) -> None:
+        """Remember what the tensors hold that were read so far: from now on the forward may write to them."""
+        for value in self.kept:
+            self._keep(value)
+
+    def _keep(self, value: Tensor) -> None:
+        name = self.read[id(value)]
+        if not name.startswith("_constant") and not value.is_meta:
+            self.before[name] = (value, value.detach().clone())
+
+    def on_kind(self, module: nn.Module, kinds: Any, answer: bool) -> None:
+        """Remember that the forward asked for the class of a descendant, and what it was told."""
+        path = self.path(module)
+        if path:
+            self.kinds.append((path, kinds, answer))
+
+    def on_lack(self, module: nn.Module, name: str) -> None:
+        """Remember that the forward asked a descendant for something that it does not have."""
+        path = self.path(module)
+        if path:
+            self.lacking.append((path, name))
 
     def on_call(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A child on traced values is a node; on concrete ones it just runs."""

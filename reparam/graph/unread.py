@@ -14,11 +14,15 @@ from torch.fx.proxy import TraceError
 @final
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """Why a forward could not be read, the line of code that stopped it, and the tensors that it read so far."""
+    """Why a forward could not be read, the line of code that stopped it, and the tensors that it read so far.
+
+    ``raised`` says that the forward itself raises an error, whatever its input is.
+    """
 
     reason: str
     where: str = ""
     read: frozenset[str] = frozenset()
+    raised: bool = False
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.where})" if self.where else self.reason

@@ -1,6 +1,6 @@
 """What a step of a plan gains: sizes of values, work of formulas, and the policy that compares them."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Final, final
 
 from reparam.algebra import Affine, Refusal
@@ -20,7 +20,7 @@ class Worth:
         cost: the policy.
         sizes: relative spatial elements of each value.
         original: formulas of the operations as they stand in the net.
-        passes: operations that cost something where their formula is the identity.
+        operations: these operations.
     """
 
     def __init__(
@@ -28,28 +28,26 @@ class Worth:
         cost: Cost,
         sizes: Mapping[Value, float],
         original: Mapping[Value, Affine],
-        passes: Container[Value] = (),
+        operations: Mapping[Value, Operation],
     ) -> None:
         self.cost = cost
         self.sizes = sizes
         self.original = original
-        self.passes = passes
+        self.operations = operations
 
     def _work(self, value: Value, formula: Affine) -> Work:
-        if formula is self.original[value]:
-            return operation_work(formula, self.sizes, self.sizes[value], value in self.passes)
+        if formula is self.original.get(value):
+            return work_as_it_stands(self.operations[value], self.sizes, self.sizes[value])
         return affine_work(formula, self.sizes, self.sizes[value])
 
     def _sum(self, formulas: Mapping[Value, Affine]) -> Work:
-        total = Work()
-        for value, formula in formulas.items():
-            total += self._work(value, formula)
-        return total
+        works = [self._work(value, formula) for value, formula in formulas.items()]
+        return works[0] if len(works) == 1 else sum(works, Work())
 
     def _seconds(self, formulas: Mapping[Value, Affine]) -> float:
         assert isinstance(self.cost, Measured)
         return sum(
-            self.cost.time_of(formula, self.sizes, self.sizes[value], formula is self.original[value])
+            self.cost.time_of(formula, self.sizes, self.sizes[value], formula is self.original.get(value))
             for value, formula in formulas.items()
         )
 
@@ -89,6 +87,11 @@ class Worth:
         measured = isinstance(self.cost, Measured)
         old, new = (self._seconds(f) if measured else self.cost(self._sum(f)) for f in (before, after))
         return max((old - new) / abs(old), EPSILON) if old else EPSILON
+
+
+def work_as_it_stands(operation: Operation, sizes: Mapping[Value, float], size_out: float) -> Work:
+    """Work of an operation of a net; ``sizes`` and ``size_out`` are spatial elements of its inputs and its result."""
+    return operation_work(operation.structure, sizes, size_out, passes=operation.arithmetic, copies=operation.copies)
 
 
 def relative_sizes(net: Net, operations: Mapping[Value, Operation]) -> dict[Value, float]:

@@ -20,13 +20,17 @@ SIZED = Refusal(
 )
 
 
-def _padding(padding: Any, kernel: Ints, dilation: Ints) -> tuple[Ints, Ints]:
+def padding_of(padding: Any, kernel: Ints, dilation: Ints) -> tuple[Ints, Ints]:
+    """Padding before and behind every axis: of one number, of one number or pair per axis, or ``"same"``."""
     axes = len(kernel)
     if padding == "valid":
         return (0,) * axes, (0,) * axes
     if padding == "same":  # torch puts the odd one behind
         total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+    if not isinstance(padding, int) and any(not isinstance(amount, int) for amount in padding):
+        before, behind = zip(*padding, strict=True)
+        return tuple(map(int, before)), tuple(map(int, behind))
     around = per_axis(padding, axes)
     return around, around
 
@@ -49,7 +53,7 @@ def _convolution(
     kernel = tuple(shape[2:])
     axes = len(kernel)
     dilation = per_axis(dilation, axes)
-    lo, hi = _padding(padding, kernel, dilation)
+    lo, hi = padding_of(padding, kernel, dilation)
     conv = Conv(
         out_channels=shape[1] * groups if transposed else shape[0],
         in_channels=shape[0] if transposed else shape[1] * groups,

@@ -70,7 +70,8 @@ def pad(value: Value, known: Known) -> Lifted:
         return Refusal("pad", "a negative padding with a border mode")
     fill = _fill(constant, space) if mode == "constant" else None
     conv = window(space.channels, lo, hi, fill=fill, border=BORDERS.get(mode, Border.CONSTANT))
-    return Operation("pad", {source: conv.structure}, {} if conv.identity else {source: full(space.channels, 1.0)})
+    weights = {} if conv.identity else {source: full(space.channels, 1.0)}
+    return Operation("pad", {source: conv.structure}, weights, copies=True)
 
 
 def _before_and_behind(amounts: Sequence[int], axes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -114,6 +115,7 @@ def framed_pad(value: Value, known: Known) -> Lifted:
         {source: replace(conv, fill=fills[0])},
         dict(padded.weights),
         covers=(step, *chain[1:]),
+        copies=True,
     )
 
 

@@ -63,7 +63,8 @@ def pool(value: Value, known: Known) -> Lifted:
     number = 1 / (divisor or torch.Size(kernel).numel())
     shape = conv.weight_shape
     label = f"average pool {shape_text(kernel)}" if set(kernel) != {1} else "every second element"
-    return Operation(label, {source: conv}, {source: lambda: torch.full(shape, number, dtype=torch.float64)})
+    weight = {source: lambda: torch.full(shape, number, dtype=torch.float64)}
+    return Operation(label, {source: conv}, weight, pool=set(kernel) != {1})
 
 
 def _single_maximum(value: Value) -> tuple[int, Any] | None:

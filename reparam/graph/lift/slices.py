@@ -50,7 +50,7 @@ def spatial_slice(value: Value, known: Known) -> Lifted:
         stride.append(ends[2])
     conv = window(space.channels, tuple(lo), tuple(hi), tuple(stride))
     weights = {} if conv.identity else {source: full(space.channels, 1.0)}
-    return Operation("slice", {source: conv.structure}, weights, covers=readings(value.args[1:], value))
+    return Operation("slice", {source: conv.structure}, weights, covers=readings(value.args[1:], value), copies=True)
 
 
 def _of_one_axis(value: Value, name: str) -> tuple[int, slice] | None:

@@ -1,0 +1,1 @@
+"""What `examples/repvgg.py` is made of."""

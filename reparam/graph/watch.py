@@ -1,0 +1,45 @@
+"""What a forward does with the tensors that it holds: whether it computes with them, or only hands them on.
+
+A forward that only hands its parameters on, to operations of its input, gives the same graph whatever they hold. One
+that computes with them (``if self.weight.sum() > 0``, a generated weight) may not, and may also write to them.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, final
+
+from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
+
+# what is asked of a tensor without looking at its numbers
+OUTSIDE: Final = frozenset(
+    [
+        *(
+            vars(Tensor)[name].__get__ if name in vars(Tensor) else getattr(Tensor, name).__get__
+            for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "is_meta", "layout")
+        ),
+        *(getattr(Tensor, name) for name in ("size", "dim", "numel", "is_floating_point", "is_complex", "ndimension")),
+    ]
+)
+
+
+@final
+class Watch(TorchFunctionMode):
+    """While it lasts, notes whether torch is asked to compute with tensors alone, without a traced value.
+
+    Args:
+        first: called before the first such computation.
+    """
+
+    def __init__(self, first: Callable[[], None]) -> None:
+        super().__init__()
+        self.first = first
+        self.computed = False
+
+    def __torch_function__(
+        self, func: Any, types: tuple[type, ...], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run the function, after ``first`` if need be."""
+        if not self.computed and func not in OUTSIDE and not any(issubclass(kind, fx.Proxy) for kind in types):
+            self.computed = True
+            self.first()
+        return func(*args, **(kwargs or {}))
