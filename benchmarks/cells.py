@@ -5,6 +5,7 @@ on where it stopped: what has been measured under the same setup is not measured
 """
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import multiprocessing
@@ -50,7 +51,7 @@ class Settings:
     fresh: bool = False
     threads: int = 1
     seconds: float = 4.0
-    minutes: float = 20.0
+    minutes: float = 18.0
     timeout: float = 240.0
     device: str = "cpu"
 
@@ -83,9 +84,19 @@ def setup(chosen: Settings) -> dict[str, Any]:
         "machine": machine(torch.device(chosen.device)),
         "device": chosen.device,
         "threads": chosen.threads,
+        "reparam": code(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in DISTRIBUTIONS if _installed(name)},
     }
+
+
+def code() -> str:
+    """What the code that decides what `fuse` returns is, in eight digits."""
+    digest = hashlib.sha256((ROOT / "reparam" / "cost.py").read_bytes())
+    for folder in ("algebra", "graph"):
+        for path in sorted((ROOT / "reparam" / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def _installed(name: str) -> bool:
@@ -178,3 +189,6 @@ def run(cells: Iterable[tuple[str, tuple[Any, ...]]], measure: Callable[..., Any
             if "error" in cell:
                 tqdm.write(f"{name}: {cell['error']}")
             to.put(name, cell)
+    missing = sum(name not in to.cells for name, _ in waiting)
+    if missing:
+        tqdm.write(f"{missing} cells are left after {by.minutes:g} minutes: run again to go on")

@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks import page
-from benchmarks.cells import SCRATCH, Results, Settings, run, settings, setup
+from benchmarks.cells import SCRATCH, Results, Settings, code, run, settings, setup
 from benchmarks.paired import Ratio, milliseconds, ratio, time_forms
 from benchmarks.runtimes import COMPILE_FOR_LONG, RUNTIMES, Place
 from benchmarks.subjects import QUICK, SUBJECTS
@@ -51,7 +51,7 @@ def measure(chosen: Settings, name: str, runtime: str, batch: int) -> dict[str, 
     expected = RUNTIMES["eager"](forms["unfused"], x, Place(Path(), chosen.threads)).outputs
     prepared = {}
     for form, net in forms.items():
-        place = Place(folder() / "onnx" / f"{name}-{form}-{batch}".replace(" ", "_"), chosen.threads)
+        place = Place(folder() / f"onnx-{code()}" / f"{name}-{form}-{batch}".replace(" ", "_"), chosen.threads)
         prepared[form] = RUNTIMES[runtime](net, x, place)
     return {
         "counts": {form: p.counts for form, p in prepared.items()},
@@ -186,7 +186,7 @@ def picture(results: Results, batch: int = 1) -> Figure:
 
 
 def main() -> int:
-    chosen = settings(__doc__, minutes=20, seconds=4)
+    chosen = settings(__doc__, minutes=18, seconds=4)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder() / "inductor"))
     results = Results.resumed(chosen.file("outputs"), setup(chosen), chosen.fresh)
     run(cells(chosen), measure, results, chosen)

@@ -43,11 +43,11 @@ class Place:
     """Where a runtime may write.
 
     Args:
-        folder: for files of this net, form and batch.
+        file: of this net, form and batch, without a suffix; the name may hold dots.
         threads: that a runtime may use.
     """
 
-    folder: Path
+    file: Path
     threads: int
 
 
@@ -103,7 +103,7 @@ def inductor_counts(codes: list[str]) -> Counts:
 
 def onnx_file(net: nn.Module, x: Tensor, place: Place) -> Path:
     """The net as torch exports it, once for all runtimes that read it."""
-    path = place.folder.with_suffix(".onnx")
+    path = place.file.with_name(f"{place.file.name}.onnx")
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".part")

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from package_nets import Net, everywhere, get, imported, timm_convert
+from package_nets import Net, everywhere, get, timm_convert
 from torch import Tensor, nn
 
 # --- transformers -----------------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def ultralytics_convert(model: nn.Module) -> nn.Module:
 
 def yolo(config: str, kind: str = "DetectionModel", **net: Any) -> Net:
     def build() -> nn.Module:
-        tasks = imported("ultralytics.nn.tasks")
+        tasks = import_module("ultralytics.nn.tasks")
         model: nn.Module = getattr(tasks, kind)(f"{config}.yaml", ch=3, verbose=False)
         return model
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from nets import images
-from PIL import Image
 from torch import Tensor, nn
 
 
@@ -80,17 +79,7 @@ def converted(net: Net, model: nn.Module) -> nn.Module:
 def get(path: str) -> Any:
     """`package.module.name`."""
     home, _, name = path.rpartition(".")
-    return getattr(imported(home), name)
-
-
-def imported(name: str) -> Any:
-    """A module; what it replaces in other packages when it is imported is put back."""
-    places = ((torch, "save"), (Image, "open"))
-    before = [getattr(*place) for place in places]
-    module = import_module(name)
-    for (owner, attribute), value in zip(places, before, strict=True):
-        setattr(owner, attribute, value)
-    return module
+    return getattr(import_module(home), name)
 
 
 def in_place(method: str) -> Callable[[nn.Module], nn.Module]:

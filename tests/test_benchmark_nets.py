@@ -38,7 +38,7 @@ class Two(nn.Module):
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     subject = Subject(Two, (3, 8, 8), "nobody", lambda net: net)
-    monkeypatch.setitem(outputs.SUBJECTS, "small", subject)  # type: ignore[index]
+    monkeypatch.setitem(outputs.SUBJECTS, "small-1.0", subject)  # type: ignore[index]
     monkeypatch.setenv("REPARAM_BENCHMARKS", str(tmp_path))
 
 
@@ -49,7 +49,7 @@ def test_a_cell_holds_all_forms(runtime: str) -> None:
     if package:
         pytest.importorskip("onnxscript")
         pytest.importorskip(package)
-    found = outputs.measure(Settings(seconds=0.01), "small", runtime, 2)
+    found = outputs.measure(Settings(seconds=0.01), "small-1.0", runtime, 2)
     assert found["counts"]["unfused"]["convs"] == 2
     assert found["counts"]["fused"]["convs"] == 1
     assert found["counts"]["fused"]["norms"] == found["counts"]["fused"]["adds"] == 0

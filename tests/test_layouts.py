@@ -179,6 +179,25 @@ def test_a_layer_between_two_orders_is_part_of_a_chain_of_convolutions() -> None
     becomes(wide(Turned()), torch.randn(2, 6, 5, 7, dtype=torch.float64), layers=1)
 
 
+class PaddedSum(nn.Module):
+    """A sum with an input whose channels nothing names, read as it is and behind a border of a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+        self.thin, self.wide, self.scale = nn.Conv1d(2, 2, 1), nn.Conv1d(2, 2, 2), nn.Parameter(torch.ones(2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.stack([x, self.first(x), self.second(x)]).sum(0)
+        padded = nn.functional.pad(y, (0, 1), value=0.5)
+        return torch.tanh(self.thin(y)) + torch.tanh(self.wide(padded)) + torch.tanh(y * self.scale)
+
+
+def test_a_sum_of_unknown_channels_behind_a_border_of_a_constant() -> None:
+    model, x = wide(PaddedSum()), torch.randn(2, 2, 5, dtype=torch.float64)
+    assert torch.allclose(reparam.fuse(model)(x), model(x), atol=1e-10)
+
+
 def test_a_reader_more_keeps_the_norm_where_it_is() -> None:
     class Read(Tokens):
         def forward(self, x: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def test_a_typed_program_runs() -> None:
     lines = run(sys.executable, str(PROGRAM)).splitlines()
     assert lines[1:] == [
         "True True None",
-        "1 True",
+        "1 True 1",
         "Sequential 1",
         "Sequential model True",
         "expected a model in eval mode",

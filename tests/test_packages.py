@@ -16,7 +16,7 @@ import pytest
 import torch
 from nets import counted, difference, fuse_purely, images, ready, run
 from package_detectors import DETECTORS
-from package_nets import CLASSIFIERS, Net, converted, imported, quiet
+from package_nets import CLASSIFIERS, Net, converted, quiet
 from torch import nn
 
 NETS = {net.key: net for net in (*CLASSIFIERS, *DETECTORS) if not net.large}
@@ -39,7 +39,6 @@ def pair_of(key: str) -> Pair:
     net = NETS[key]
     if find_spec(net.package) is None:
         pytest.skip(f"the package {net.package} is not installed")
-    imported(net.package)
     torch.manual_seed(0)
     model = ready(quiet(net.build))
     return Pair(net, model, fuse_purely(model))

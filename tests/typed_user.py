@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from reparam import Cause, Cost, Difference, Plan, Receipt, Refusal, Region, Verification, Work
+from reparam import Cause, Cost, Difference, Formula, Plan, Receipt, Refusal, Region, Verification, Work
 from reparam.models import RepVGG, load_weights, repvgg_a0
 
 
@@ -31,6 +31,27 @@ def report(plan: Plan) -> list[str]:
     regions: tuple[Region, ...] = plan.regions
     left: tuple[Refusal, ...] = plan.left
     return [region.path for region in regions] + [f"{refusal.rule}: {refusal.remedy}" for refusal in left]
+
+
+class Flipped(nn.Module):
+    """A pointwise map that no lifting knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("oi,bihw->bohw", self.weight, x)
+
+
+def pointwise(module: Flipped, x: Tensor) -> Formula:
+    return Formula(module.weight[:, :, None, None])
+
+
+def declared() -> int:
+    """How many regions a declared operation joins."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), Flipped()).eval()
+    return len(reparam.plan(net, liftings=(*reparam.LIFTINGS, reparam.declare(Flipped, pointwise))).regions)
 
 
 def told(receipt: Receipt) -> tuple[int, float | None]:
@@ -82,7 +103,7 @@ def main() -> None:
     data: dict[str, Any] = result.to_dict()
     assert (shown.name, data["ok"]) == ("output", True)
     operations, error = told(reparam.receipt(fused))
-    print(operations, error is not None and error < 1e-9)
+    print(operations, error is not None and error < 1e-9, declared())
     slow: Cost = reparam.measured(x)
     assert reparam.DEFAULT_COST(Work(1.0, 0.0, 1, 1)) > 0
     print(type(branches(model, x)).__name__, len(reparam.plan(model, cost=slow).regions))

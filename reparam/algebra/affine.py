@@ -69,8 +69,11 @@ class Affine:
         return self.constant_outside(axis) and not self.biased and not filled
 
     def value_outside(self) -> Tensor:
-        """``(out,)``: what a numeric formula gives beyond the ends of an axis on which it is constant."""
-        total = torch.zeros(self.channels, dtype=torch.float64)
+        """``(out,)``: what a numeric formula gives beyond the ends of an axis on which it is constant.
+
+        ``(1,)`` if it is zero, and the channels are not known.
+        """
+        total = torch.zeros(self.channels or 1, dtype=torch.float64)
         if self.bias is not None:
             total = total + self.bias.double().cpu()
         for conv in self.terms.values():

@@ -25,7 +25,7 @@ from reparam.expansion.statistics import Inputs, set_statistics
 from reparam.graph.check import TOLERANCE
 from reparam.graph.evaluate import evaluate
 from reparam.graph.net import Value
-from reparam.graph.trial import OUTPUTS, length, margin
+from reparam.graph.trial import OUTPUTS, ROOM, length, margin
 from reparam.nn import ChannelScale, MultiBranch
 from reparam.nn.recipes import Recipe
 
@@ -154,7 +154,7 @@ def _check(block: nn.Module, root: Value, target: Affine, site: Site) -> None:
     ((_, conv),) = target.terms.items()
     extra = margin([target])
     for trial, outputs in enumerate(OUTPUTS):
-        size = [length(conv, axis, outputs + extra, trial) for axis in range(conv.axes)]
+        size = [length(conv, axis, outputs + ROOM + extra, trial) for axis in range(conv.axes)]
         x = torch.randn(2, conv.in_channels, *size, generator=torch.Generator().manual_seed(trial), dtype=torch.float64)
         found = precise_block(x)
         wanted = evaluate(target, {root: x})

@@ -12,7 +12,7 @@ from reparam.graph.evaluate import Evaluator, evaluate
 from reparam.graph.net import Frame, Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.run import Evaluation, run, units
-from reparam.graph.trial import BATCH, OUTPUTS, length, margin
+from reparam.graph.trial import BATCH, OUTPUTS, ROOM, length, margin
 
 TOLERANCE: Final = 1e-9
 
@@ -31,16 +31,21 @@ def region_error(plan: NetPlan, value: Value, formula: Affine) -> float:
     result = _last_identity(plan, value)
     region = [*_region(plan, value), *_between(plan, value, result)]
     evaluator = Evaluator(formula)
-    try:
-        return _region_error(plan, evaluator, result, units(region, plan.dead))
-    except Exception:  # a module that takes input of one size only: its operations are run one by one
-        return _region_error(plan, evaluator, result, region)
+    whole = units(region, plan.dead)
+    for room, parts in ((0, whole), (ROOM, whole), (0, region)):
+        try:
+            return _region_error(plan, evaluator, result, parts, room)
+        except Exception:  # larger input may do, or operations one by one: a module may take one size only
+            continue
+    return _region_error(plan, evaluator, result, region, ROOM)
 
 
-def _region_error(plan: NetPlan, evaluator: Evaluator, result: Value, region: Sequence[Value | Frame]) -> float:
+def _region_error(
+    plan: NetPlan, evaluator: Evaluator, result: Value, region: Sequence[Value | Frame], room: int
+) -> float:
     formula, modules = evaluator.formula, dict[int, nn.Module]()
     worst = 0.0
-    extra = margin([formula])
+    extra = margin([formula]) + room
     for trial, outputs in enumerate(OUTPUTS):
         generator = torch.Generator().manual_seed(trial)
         inputs: dict[Value, Tensor] = {}

@@ -11,6 +11,7 @@ from reparam.graph.net import Value
 
 OUTPUTS: Final = (0, 1)  # beyond those that a border can reach; axes differ, so that they cannot be mixed up
 BATCH: Final = (2, 1)
+ROOM: Final = 2  # outputs more, where operations need them: a pool takes no input that is smaller than its kernel
 
 
 def inputs_of(formula: Affine, trial: int) -> dict[Value, Tensor]:
@@ -19,7 +20,7 @@ def inputs_of(formula: Affine, trial: int) -> dict[Value, Tensor]:
     inputs: dict[Value, Tensor] = {}
     for root, conv in formula.terms.items():
         assert isinstance(root, Value)
-        lengths = (length(conv, axis, OUTPUTS[trial] + margin([formula]), trial) for axis in range(conv.axes))
+        lengths = (length(conv, axis, OUTPUTS[trial] + ROOM + margin([formula]), trial) for axis in range(conv.axes))
         shape = (BATCH[trial], conv.in_channels, *lengths)
         inputs[root] = torch.randn(shape, generator=generator, dtype=torch.float64)
     return inputs
