@@ -82,7 +82,8 @@ class Joining:
         (end, value), (other_end, other) = kept, gone
         wrap = Wrap(total, 0, 0, None, (end, other_end), joined=other)
         formulas = self.plan.formulas
-        roots = [r for v in (value, other) for r in formulas[v].terms if isinstance(r, Value)]
+        read = [r for v in (value, other) for r in formulas[v].terms if isinstance(r, Value)]
+        roots = [self.plan.aliases.get(root, root) for root in read]
         moved = (value, other, end, other_end, total, *roots)
         if any(v.mode != total.mode for v in moved if v.node.op != "placeholder"):
             return Refusal("mode", "it runs under another autocast or gradient mode than its reader")
