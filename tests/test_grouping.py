@@ -116,8 +116,7 @@ def test_never_dearer_than_apart_or_together(kernels: list[Kernel], norm: bool, 
     price = sum(prod(k) + 2 for k in left) + 3 * found.adds
     assert price <= cost([[k] for k in kernels]) + 3 * skip
     assert price <= cost([kernels])
-    if len(left) > 1:
-        assert price == min(cost(groups) for groups in partitions(kernels))
+    assert price == min(cost(groups) for groups in partitions(kernels))
 
 
 def test_names_and_state() -> None:
@@ -148,3 +147,13 @@ def test_in_place_and_the_picture() -> None:
     reparam.fuse(changed, inplace=True)
     assert kernels_of(changed) == [(1, 21), (21, 1)]
     assert_equal(changed, model)
+
+
+def test_many_branches_are_planned_soon() -> None:
+    """Beyond a number, sums stay as the search has left them."""
+    model = wide(Branches([(21, 1), (1, 21)] * 20))
+    fused = reparam.fuse(model)
+    assert kernels_of(fused) == [(21, 21)]
+    assert_equal(fused, model)
+    half = wide(Branches([(21, 1), (1, 21)] * 10))
+    assert kernels_of(reparam.fuse(half)) == [(1, 21), (21, 1)]

@@ -1,4 +1,4 @@
-"""The best grouping of the branches of a sum of which not all should become one convolution.
+"""The best grouping of the branches of a sum, where that is not one convolution.
 
     sum_i Conv_i(x) = sum_k (sum_{i in group k} Conv_i)(x)
 
@@ -6,7 +6,8 @@ One convolution that holds the taps of a tall band and of a wide one is dearer t
 go into the first, and a small square into either. Each group becomes one convolution; a group of one branch that stood
 apart stays where it is.
 
-All partitions of up to ``EXACT`` branches are compared; more are joined pair by pair, always the best pair.
+All partitions of up to ``EXACT`` branches are compared; more are joined pair by pair, always the best pair, up to
+``MOST``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -17,11 +18,12 @@ from typing import Final, final
 from reparam.algebra import Affine, Conv, Refusal, branch_sum, conv_after_conv
 from reparam.graph.draft import Draft
 from reparam.graph.net import Value
-from reparam.graph.net_plan import numbers
+from reparam.graph.net_plan import folded
 from reparam.graph.placing import place
 from reparam.graph.worth import EPSILON, Worth
 
 EXACT: Final = 6  # branches, of which there are 203 partitions
+MOST: Final = 24  # branches that are joined pair by pair: the time grows with the cube of their number
 
 Partition = tuple[tuple[Value, ...], ...]
 
@@ -68,7 +70,7 @@ class Grouping:
         self.worth = worth
 
     def regroup(self, total: Value) -> None:
-        """Group the branches of a sum anew, if some stand apart that have one input and another grouping is cheaper."""
+        """Group the branches of a sum that have one input anew, if another grouping is cheaper."""
         if total in self.plan.inlined or total in self.plan.wraps or not self._sums(total):
             return
         spelled = None if self.draft.stays(total) is not None else self._spelled(total)
@@ -80,8 +82,7 @@ class Grouping:
             assert isinstance(root, Value)
             by_root.setdefault(root, []).append(branch)
         for root, branches in by_root.items():
-            apart = [b for b in branches if b not in self.plan.inlined]
-            if len(branches) > 1 and apart:
+            if len(branches) > 1 and not self._is_covered(total, spelled, root, branches):
                 self._search(total, spelled, root, branches)
 
     def _sums(self, total: Value) -> bool:
@@ -90,9 +91,17 @@ class Grouping:
         if len(terms) != 1:
             return len(terms) > 1
         ((root, conv),) = terms.items()
-        if not isinstance(root, Value) or not self.draft.ok(root) or not conv.diagonal:
+        if isinstance(root, Value) and self.draft.ok(root) and conv.diagonal:
+            return len(self.plan.formulas[root].terms) > 1
+        members = (*self.plan.absorbed(total), total) if total in self.plan.places else ()
+        return any(len(self.plan.operations[member].terms) > 1 for member in members)
+
+    def _is_covered(self, total: Value, spelled: _Sum, root: Value, branches: Sequence[Value]) -> bool:
+        """Whether all branches are one convolution no larger than the largest of them: nothing is cheaper."""
+        whole = self.plan.formulas[total].terms.get(root)
+        if whole is None or any(branch not in self.plan.inlined for branch in branches):
             return False
-        return len(self.plan.formulas[root].terms) > 1
+        return _size(whole) <= max(_size(spelled.branches[branch][1]) for branch in branches)
 
     def _spelled(self, total: Value) -> _Sum | None:
         """The sum over its branches; None if it is no sum of branches that may disappear."""
@@ -100,14 +109,18 @@ class Grouping:
         branches: dict[Value, tuple[Affine, Conv]] = {}
         pending = [root for root in formula.terms if isinstance(root, Value)]
         while pending:
+            if len(formula.terms) > MOST:
+                return None
             value = pending.pop()
             if value not in formula.terms or not self._vanishes(value, {total, *expanded}):
                 continue
             if value in self.plan.spread or value in self.plan.wraps:
                 return None
-            conv, inner = formula.terms[value], numbers(self.plan.operations, self.plan.inlined, value, numeric=False)
+            conv, inner = formula.terms[value], folded(self.plan.operations, self.plan.inlined, value, numeric=False)
+            if isinstance(inner, Refusal):
+                return None
             single = len(inner.terms) == 1 and not next(iter(inner.terms.values())).identity
-            if single and len(self.draft.original[total].terms) + len(expanded) > 1 and conv.diagonal:
+            if single and conv.diagonal and not self._is_sum(value):
                 if isinstance(self.draft.inline(formula, value, total, expanded, inner), Refusal):
                     continue  # memory is written in between, or the mode changes
                 composed = conv_after_conv(conv, next(iter(inner.terms.values())))
@@ -123,6 +136,17 @@ class Grouping:
             pending += [root for root in formula.terms if isinstance(root, Value) and root not in branches]
         maps = formula.size is not None or any(inner.size is not None for inner, _ in branches.values())
         return None if maps else _Sum(formula, branches, expanded)
+
+    def _is_sum(self, value: Value) -> bool:
+        """Whether a value is a sum, or the norm or scale of one that disappeared into it."""
+        while True:
+            terms = self.plan.operations[value].terms
+            if len(terms) != 1:
+                return True
+            ((root, conv),) = terms.items()
+            if not conv.diagonal or root not in self.plan.inlined:
+                return False
+            value = root
 
     def _vanishes(self, value: Value, readers: set[Value]) -> bool:
         """Whether a value is gone, or may go, into a sum."""
@@ -214,6 +238,11 @@ class Grouping:
             return
         self.draft.commit(total, best.formula, gone, where)
         self.plan.groupings.setdefault(total, {}).update({b: n for b, n in best.names.items() if n is not root})
+
+
+def _size(conv: Conv) -> int:
+    """Weights of a convolution."""
+    return conv.taps * conv.in_channels * conv.out_channels // conv.groups
 
 
 def partitions(items: tuple[Value, ...]) -> Iterator[Partition]:

@@ -120,7 +120,6 @@ def numbers(
     names: Mapping[Value, Value] | None = None,
     *,
     pending: bool = False,
-    numeric: bool = True,
 ) -> Affine:
     """The formula of ``value`` with weights, the formulas of ``inlined`` put in.
 
@@ -130,8 +129,23 @@ def numbers(
         value: whose formula it is.
         names: by branch, another name for its one input, so that it is not joined with the others.
         pending: whether large weights are left to be computed, see ``reparam.algebra.Pending``.
-        numeric: with weights.
     """
+    result = folded(operations, inlined, value, names, pending=pending)
+    if isinstance(result, Refusal):
+        raise AssertionError(f"a planned formula cannot be computed: {result}")
+    return result
+
+
+def folded(
+    operations: Mapping[Value, Operation],
+    inlined: Container[Value],
+    value: Value,
+    names: Mapping[Value, Value] | None = None,
+    *,
+    pending: bool = False,
+    numeric: bool = True,
+) -> Affine | Refusal:
+    """The same, or without weights, or why a part of a planned formula is none by itself."""
     done: dict[Value, Affine] = {}
     result: Affine | Refusal = Affine({})
     for v in (*absorbed(operations, inlined, value), value):
@@ -145,8 +159,6 @@ def numbers(
                 (conv,) = result.terms.values()
                 result = replace(result, terms={names[v]: conv})
             done[v] = result
-    if isinstance(result, Refusal):
-        raise AssertionError(f"a planned formula cannot be computed: {result}")
     return result
 
 
