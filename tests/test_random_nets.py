@@ -32,7 +32,8 @@ common = {
 def check(recipe: Recipe) -> dict[str, tuple[int, int]]:
     """Fuse one random net and hold it to every promise; returns the counted calls before and after."""
     model = recipe.build()
-    hypothesis.note(source(model))
+    if hypothesis.currently_in_test_context():
+        hypothesis.note(source(model))
     fused = fuse_purely(model)
     inputs = recipe.inputs()
     for x in inputs:
@@ -80,6 +81,26 @@ def test_two_thousand_random_nets(record_property: Callable[[str, object], None]
     assert shares["norm"] > 0.7
     assert shares["add"] > 0.2
     assert shares["calls"] > 0.25  # convolutions alone say little: a pool and its norm become one
+
+
+FAILED_ONCE = (
+    Recipe(dims=2, channels=2, depth=1, statements=4, seed=3354410316),
+    Recipe(dims=1, channels=4, depth=2, statements=6, seed=3946421309),
+    Recipe(dims=1, channels=2, depth=0, statements=4, seed=711111128),
+    Recipe(dims=2, channels=2, depth=1, statements=4, seed=1180605217),
+    Recipe(dims=1, channels=2, depth=2, statements=1, seed=4249141494),
+    Recipe(dims=3, channels=2, depth=2, statements=6, seed=660243832),
+    Recipe(dims=3, channels=4, depth=1, statements=6, seed=696311732),
+    Recipe(dims=3, channels=2, depth=1, statements=2, seed=255889939),
+    Recipe(dims=1, channels=6, depth=1, statements=3, seed=3531704542),
+    Recipe(dims=3, channels=6, depth=1, statements=3, seed=3842988348),
+    Recipe(dims=1, channels=6, depth=0, statements=4, seed=2179720847),
+)
+
+
+@pytest.mark.parametrize("recipe", FAILED_ONCE, ids=lambda recipe: str(recipe.seed))
+def test_nets_that_failed_once(recipe: Recipe) -> None:
+    check(recipe)
 
 
 def test_a_recipe_decides_its_net() -> None:

@@ -166,9 +166,7 @@ def _without_entangled(ready: list[Fused]) -> list[Fused]:
 def _final(plan: NetPlan, value: Value) -> Value:
     """The materialised value in which ``value`` ends up."""
     while value in plan.inlined:
-        value = next(
-            reader for reader in value.users if reader in plan.operations and value in plan.operations[reader].terms
-        )
+        value = next(reader for reader, operation in plan.operations.items() if value in operation.terms)
     return value
 
 

@@ -162,6 +162,8 @@ def producers(
 
 def consumers(norm: Value, spaces: Spaces, operations: Mapping[Value, Operation]) -> list[tuple[Value, Wrap]] | Refusal:
     """The operations behind the passages in front of which ``norm`` stands, each of which takes it over."""
+    if norm not in spaces:
+        return Refusal("norm", "")
     found: list[tuple[Value, Wrap]] = []
     pending: list[tuple[Value, tuple[Value, ...]]] = [(norm, ())]
     while pending:
