@@ -109,8 +109,7 @@ def counts(chosen: Settings, names: tuple[str, ...]) -> dict[str, Any]:
     """Table 4: parameters, FLOPs and Winograd multiplications of the fused nets."""
     found = {}
     for name in names:
-        with torch.device("meta"):
-            net = TABLE_4[name].build().eval()
+        net = TABLE_4[name].build().to("meta").eval()  # a RegNet computes its widths with tensors while it is built
         found[name] = count(reparam.fuse(net, check=False), (3, SIZE, SIZE)).figures
     return {"counts": found}
 
@@ -155,7 +154,12 @@ def counts_table(cell: dict[str, Any]) -> str:
         published = (f"{row.parameters:.2f}", row.flops, "–" if row.winograd_muls is None else row.winograd_muls)
         ours = (f"{found[0]:.2f}", found[1], found[2])
         rows.append([name, *(f"{x} ({y})" for x, y in zip(ours, published, strict=True))])
-    return page.table(("net", "parameters, M (paper)", "FLOPs, B (paper)", "Winograd MULs, B (paper)"), rows)
+    head = ("net", "parameters, M (paper)", "FLOPs, B (paper)", "Winograd MULs, B (paper)")
+    note = (
+        "torchvision's ResNet-50 and -101 halve the image in the 3×3 convolutions of their blocks, the original nets in"
+        " the 1×1 convolutions before these: so their FLOPs are more."
+    )
+    return f"{page.table(head, rows)}\n\n{note}"
 
 
 def memory_table(cell: dict[str, Any]) -> str:
