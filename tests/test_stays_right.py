@@ -2477,6 +2477,26 @@ def test_a_forward_that_asks_for_an_optional_argument_is_read() -> None:
         fused()
 
 
+class DiscardsWhatIsEmpty(Two):
+    """The sum of two strided branches goes through a container without anything in it, and nothing reads the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(C, C, 3, 2, 1, groups=C), nn.BatchNorm2d(C))
+        self.b = nn.Sequential(nn.Conv2d(C, C, 1, groups=C), nn.GroupNorm(1, C), nn.AvgPool2d(3, 2, 1))
+        self.norm, self.empty = nn.BatchNorm2d(C), nn.Sequential()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x) + self.b(x)
+        z = self.norm(y)
+        self.empty(z)
+        return y + z
+
+
+def test_a_discarded_result_of_nothing_goes_with_what_it_reads() -> None:
+    stays_right(DiscardsWhatIsEmpty())
+
+
 # --- conditions on the input with several outcomes --------------------------------------------------
 
 

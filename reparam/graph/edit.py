@@ -86,7 +86,7 @@ class Edit:
             bare_call(norm.node)
         inside = {value.node: value for value in self.frame.values}
         calls = {child.call: child for child in self.frame.children}
-        had_users |= self._tainted(inside) | replaced.keys()
+        had_users |= self._tainted(inside, calls) | replaced.keys()
         for node in reversed(list(graph.nodes)):
             if not node.users and node in had_users and _erasable(node, inside, calls):
                 graph.erase_node(node)
@@ -97,19 +97,20 @@ class Edit:
             self.added[node.target] = module
         self.new_targets |= set(self.added)
 
-    def _tainted(self, inside: Mapping[fx.Node, Value]) -> set[fx.Node]:
+    def _tainted(self, inside: Mapping[fx.Node, Value], calls: Mapping[fx.Node | None, Frame]) -> set[fx.Node]:
         """Discarded results and assertions about values that vanish."""
         gone: set[Value] = set()
         for plan in {fused.plan for fused in self.regions}:
             gone |= plan.inlined.keys() | plan.handed.keys()
         tainted: set[fx.Node] = set()
         for node in self.frame.trace.graph.nodes:
-            value = inside.get(node)
             known = [self.frame.env.get(source) for source in node.all_input_nodes]
-            if value is not None and any(value in fused.plan.dead for fused in self.regions):
-                vanished = any(isinstance(v, Value) and v in gone for v in known)
-                if vanished or any(source in tainted for source in node.all_input_nodes):
-                    tainted.add(node)
+            vanished = any(isinstance(v, Value) and v in gone for v in known)
+            if not vanished and not any(source in tainted for source in node.all_input_nodes):
+                continue
+            values = [inside[node]] if node in inside else [*calls[node].below()] if node in calls else None
+            if values is not None and all(any(v in fused.plan.dead for fused in self.regions) for v in values):
+                tainted.add(node)
         return tainted
 
     def _targets(self) -> set[str]:
