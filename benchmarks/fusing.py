@@ -40,6 +40,7 @@ from torch.fx.experimental.optimization import fuse as fuse_fx  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import reparam  # noqa: E402
+from benchmarks.marks import put  # noqa: E402
 from common import machine  # noqa: E402
 
 NETS = (
@@ -50,7 +51,7 @@ OURS = ("unchecked", "checked")
 PARTS = ("times", "first", "memory", "growth", "meta")
 BLOCKS = (10, 30, 100, 300, 1000, 2000)
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "fusing.json", ROOT / "docs" / "speed_fusing.md"
-MARK = "<!-- figures: benchmarks/fusing.py -->", "<!-- /figures -->"
+BLOCK = "figures: benchmarks/fusing.py"
 
 
 class Block(nn.Module):
@@ -281,9 +282,7 @@ def main() -> None:
     print(text)
     if not options.dry:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARK[0])
-        after = rest.partition(MARK[1])[2]
-        PAGE.write_text(f"{before}{MARK[0]}\n{text}\n{MARK[1]}{after}", encoding="utf-8")
+        put(PAGE, BLOCK, text)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import ast
 import copy
 import importlib
 import inspect
-import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -31,9 +30,10 @@ from package_nets import quiet  # noqa: E402
 from torch import nn  # noqa: E402
 
 import reparam  # noqa: E402
+from benchmarks.marks import put  # noqa: E402
 
 PAGE = ROOT / "docs" / "migration.md"
-MARKS = re.compile(r"(?<=<!-- table: benchmarks/migration\.py -->\n).*?(?=<!-- /table -->)", re.DOTALL)
+BLOCK = "table: benchmarks/migration.py"
 
 
 @dataclass(frozen=True)
@@ -202,10 +202,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/migration.md")
     text = table()
     if parser.parse_args().write:
-        page, number = MARKS.subn(lambda _: text, PAGE.read_text(encoding="utf-8"))
-        if number != 1:
-            parser.error(f"{PAGE} has {number} places for the table")
-        PAGE.write_text(page, encoding="utf-8")
+        put(PAGE, BLOCK, text)
     print(text, end="")
 
 

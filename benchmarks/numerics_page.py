@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks import marks
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, FIGURE = DOCS / "numerics.md", DOCS / "figures" / "numerics.svg"
@@ -39,10 +40,7 @@ def write_page(run: dict[str, Any]) -> None:
 def filled(page: str, run: dict[str, Any]) -> str:
     """The page with the tables of a run."""
     for name, text in parts(run).items():
-        marks = re.compile(rf"(?<=<!-- {name}: benchmarks/numerics\.py -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-        page, number = marks.subn(lambda _, text=text: text, page)
-        if number != 1:
-            raise SystemExit(f"{PAGE} has {number} places for {name}, between <!-- {name}: benchmarks/numerics.py -->")
+        page = marks.filled(page, f"{name}: benchmarks/numerics.py", text)
     return page
 
 

@@ -1,42 +1,23 @@
 """Tables and texts of docs/speed.md, between the marks of the script that writes them."""
 
-import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 from benchmarks import ROOT
 from benchmarks.cells import Results
+from benchmarks.marks import put
 
 PAGE = ROOT / "docs" / "speed.md"
 IMAGES = ROOT / "docs" / "images"
 ABSENT = "Run `make bench`."
 
 
-def block(script: str, text: str = "") -> str:
-    """A text between the marks of a script."""
-    return f"<!-- figures: benchmarks/{script}.py -->\n{text.strip()}\n<!-- /figures -->"
-
-
-def put(script: str, text: str, page: Path = PAGE) -> None:
-    """Replace what a script wrote.
-
-    Raises:
-        ValueError: the marks are not there, or several times.
-    """
-    marks = re.compile(rf"<!-- figures: benchmarks/{script}\.py -->\n.*?<!-- /figures -->", re.DOTALL)
-    new, number = marks.subn(lambda _: block(script, text), page.read_text(encoding="utf-8"))
-    if number != 1:
-        raise ValueError(f"expected one block {block(script)!r} in {page.name}, found {number}")
-    page.write_text(new, encoding="utf-8")
-
-
 def publish(script: str, text: str, on_page: bool) -> None:
     """Put a text on the page, or print it."""
     if on_page:
-        put(script, text)
+        put(PAGE, f"figures: benchmarks/{script}.py", text.strip())
     else:
         print(text)
 

@@ -7,7 +7,6 @@ Float64, batch norms with wide statistics: means and shifts N(0, 1), variances i
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -22,9 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import reparam  # noqa: E402 (the path comes first)
+from benchmarks.marks import put  # noqa: E402
 
 PAGE = ROOT / "docs" / "peers.md"
-BLOCK = re.compile(r"(?<=<!-- table: benchmarks/peers\.py -->\n).*?(?=<!-- /table -->)", re.DOTALL)
+BLOCK = "table: benchmarks/peers.py"
 CHANNELS = 8
 EXACT = 1e-12
 
@@ -209,10 +209,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/peers.md")
     text = table()
     if parser.parse_args().write:
-        page, number = BLOCK.subn(lambda _: text, PAGE.read_text(encoding="utf-8"))
-        if number != 1:
-            parser.error(f"{PAGE} has {number} places for the table, between <!-- table: benchmarks/peers.py --> marks")
-        PAGE.write_text(page, encoding="utf-8")
+        put(PAGE, BLOCK, text)
     print(text, end="")
 
 

@@ -12,7 +12,6 @@ what is measured is accuracy, not speed. The activations' ranges are those of 50
 import argparse
 import json
 import os
-import re
 import statistics
 import sys
 import textwrap
@@ -33,13 +32,14 @@ from torch.utils.data import DataLoader  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import reparam  # noqa: E402
+from benchmarks.marks import put  # noqa: E402
 from common import build, machine  # noqa: E402
 from demo.images import digits  # noqa: E402
 from demo.training import accuracy, network_input, predict  # noqa: E402
 
 PAGE = ROOT / "docs" / "recipes.md"
 RESULTS = ROOT / "benchmarks" / "results" / "quantization.json"
-BLOCK = re.compile(r"(?<=<!-- table: benchmarks/quantization\.py -->\n).*?(?=<!-- /table -->)", re.DOTALL)
+BLOCK = "table: benchmarks/quantization.py"
 BATCH, CALIBRATION = 250, 2  # images, batches
 CPU = torch.device("cpu")
 FORMS = {
@@ -161,10 +161,7 @@ def main() -> int:
     text = table(args.json)
     print(text, end="")
     if args.json == RESULTS:
-        page, number = BLOCK.subn(lambda _: text, PAGE.read_text(encoding="utf-8"))
-        if number != 1:
-            parser.error(f"expected one block between <!-- table: … --> and <!-- /table --> in {PAGE}, found {number}")
-        PAGE.write_text(page, encoding="utf-8")
+        put(PAGE, BLOCK, text)
     return 0
 
 

@@ -36,9 +36,10 @@ from tools_cases import CASES, OWN, C, Case  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import reparam  # noqa: E402
+from benchmarks.marks import put  # noqa: E402
 
 PAGE, RESULTS = ROOT / "docs" / "tools.md", ROOT / "benchmarks" / "results" / "tools.json"
-MARKS = re.compile(r"(?<=<!-- table: benchmarks/tools\.py -->\n).*?(?=<!-- /table -->)", re.DOTALL)
+BLOCK = "table: benchmarks/tools.py"
 SIZES = ((12, 8), (9, 11))
 Fold = Callable[[nn.Module, Tensor], Callable[[Tensor], Any]]
 
@@ -334,10 +335,7 @@ def main() -> None:
                 run[tool.name] = found
             print(tool.name, json.dumps(found, ensure_ascii=False, indent=1), flush=True)
             RESULTS.write_text(json.dumps(run, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    page, number = MARKS.subn(lambda _: table(run), PAGE.read_text(encoding="utf-8"))
-    if number != 1:
-        raise SystemExit(f"{PAGE} has {number} places for the table")
-    PAGE.write_text(page, encoding="utf-8")
+    put(PAGE, BLOCK, table(run))
 
 
 if __name__ == "__main__":

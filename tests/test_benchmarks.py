@@ -12,7 +12,7 @@ import pytest
 for package in ("matplotlib", "pebble", "scipy", "timm", "tqdm", "typer"):
     pytest.importorskip(package, reason="needs the extras 'test', 'examples' and 'zoo'")
 
-from benchmarks import limit, outputs, page, paper  # noqa: E402 (what they need comes first)
+from benchmarks import limit, marks, outputs, page, paper  # noqa: E402 (what they need comes first)
 from benchmarks.cells import Results, Settings, run, settings  # noqa: E402
 from benchmarks.paired import FEWEST_ROUNDS, milliseconds, ratio, time_forms  # noqa: E402
 from benchmarks.runtimes import RUNTIMES  # noqa: E402
@@ -167,16 +167,17 @@ def test_pictures_are_the_same_for_the_same_figures(tmp_path: Path, monkeypatch:
 
 def test_a_block_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "page.md"
-    one, two = page.block("one", "old"), page.block("two", "other")
-    path.write_text(f"before\n{one}\nbetween\n{two}\nafter\n")
-    page.put("one", r"new \1", path)  # no reference to a group
-    new = page.block("one", r"new \1")
-    assert path.read_text() == f"before\n{new}\nbetween\n{two}\nafter\n"
-    with pytest.raises(ValueError, match="expected one block"):
-        page.put("three", "", path)
+    page = "a\n<!-- table: one.py -->\n{}<!-- /table -->\nb\n<!-- table: two.py -->\n<!-- /table -->\nc\n"
+    path.write_text(page.format("old\n"))
+    marks.put(path, "table: one.py", r"new \1")  # no reference to a group
+    assert path.read_text() == page.format("new \\1\n")
+    assert marks.shown(path, "table: one.py") == "new \\1\n"
+    assert marks.shown(path, "table: two.py") == ""
+    with pytest.raises(ValueError, match=r"one block between <!-- table: three\.py --> and <!-- /table -->, found 0"):
+        marks.put(path, "table: three.py", "")
 
 
 @pytest.mark.parametrize(("name", "script"), [("outputs", outputs), ("paper", paper), ("limit", limit)])
 def test_the_page_shows_the_committed_results(name: str, script: Any) -> None:
-    shown = script.text(Results.read(Settings().file(name)))
-    assert page.block(name, shown) in page.PAGE.read_text(encoding="utf-8")
+    text = script.text(Results.read(Settings().file(name)))
+    assert marks.shown(page.PAGE, f"figures: benchmarks/{name}.py") == f"{text.strip()}\n"

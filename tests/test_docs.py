@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import reparam
+from benchmarks.marks import shown
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -118,5 +119,4 @@ def test_figures_are_those_of_the_committed_run() -> None:
     figures = script("benchmarks/figures.py")
     if figures.RESULTS.is_file():
         pytest.importorskip("matplotlib", reason="needs the extra 'examples'")
-    (shown,) = figures.BLOCK.findall(figures.README.read_text(encoding="utf-8"))
-    assert shown == figures.block()
+    assert shown(figures.README, figures.BLOCK) == figures.block()

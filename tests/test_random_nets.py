@@ -96,6 +96,7 @@ FAILED_ONCE = (
     Recipe(dims=3, channels=6, depth=1, statements=3, seed=3842988348),
     Recipe(dims=1, channels=6, depth=0, statements=4, seed=2179720847),
     Recipe(dims=2, channels=2, depth=0, statements=6, seed=3290330503),
+    Recipe(dims=1, channels=6, depth=1, statements=6, seed=282762397),
 )
 
 

@@ -2497,6 +2497,37 @@ def test_a_discarded_result_of_nothing_goes_with_what_it_reads() -> None:
     stays_right(DiscardsWhatIsEmpty())
 
 
+class WritesAndReturns(Two):
+    """Writes in place, so that its call stays, and returns what its caller computes anew; both read one concat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(C, C, 3), nn.ReLU(inplace=True))
+        self.b, self.c = nn.Sequential(nn.Conv2d(2 * C, C, 1)), nn.Conv2d(2 * C, C, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.a(x)
+        y = torch.cat([x, x], 1)
+        self.b(y)
+        return self.c(-y)
+
+
+class AddsWhatIsReturned(Two):
+    """A residual around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = WritesAndReturns()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def test_a_call_that_stays_does_not_compute_what_its_caller_computes_anew() -> None:
+    fused = stays_right(AddsWhatIsReturned())
+    assert "c" not in dict(fused.odd.body.named_children())
+
+
 # --- conditions on the input with several outcomes --------------------------------------------------
 
 

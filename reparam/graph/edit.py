@@ -2,7 +2,7 @@
 
 import operator
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -48,8 +48,8 @@ class Edit:
     old_targets: set[str] = field(default_factory=set)
     new_targets: set[str] = field(default_factory=set)
 
-    def run(self) -> None:
-        """Rewrite the graph of the frame."""
+    def run(self, unread: Collection[Value] = ()) -> None:
+        """Rewrite the graph of the frame; what it returns is None in place of values that are ``unread``."""
         graph = self.frame.own_graph()
         self.old_targets = self._targets()
         had_users = {node for node in graph.nodes if node.users}
@@ -84,6 +84,9 @@ class Edit:
             replaced[node] = new
         for norm in self.bared:
             bare_call(norm.node)
+        nothing = {node for node, known in self.frame.env.items() if isinstance(known, Value) and known in unread}
+        output = graph.output_node()
+        output.args = fx.map_arg(output.args, lambda node: None if node in nothing else node)
         inside = {value.node: value for value in self.frame.values}
         calls = {child.call: child for child in self.frame.children}
         had_users |= self._tainted(inside, calls) | replaced.keys()

@@ -1,5 +1,6 @@
 """Put the fused operations into the model: all at once, or nothing."""
 
+import itertools
 from collections.abc import Iterable
 from typing import final
 
@@ -11,8 +12,9 @@ from reparam.graph.modules import Fused
 from reparam.graph.net import Frame, Net, Value
 from reparam.graph.placing import Mode
 from reparam.graph.statistic_norms import bare_module
+from reparam.graph.structures import values_in
 from reparam.graph.swap import State, carry_attributes, homes_of, replace_module
-from reparam.graph.used import Used
+from reparam.graph.used import Used, called
 
 
 @final
@@ -82,8 +84,35 @@ class Emitter:
             nothing = nn.Identity().train(value.module.training)
             carry_attributes(value.module, nothing)
             replace_module(homes, value.module, nothing)
-        for edit in self.edited.values():
-            edit.run()
+        returned = _returned_for_nothing(regions)
+        for frame in sorted({**self.edited, **returned}, key=lambda frame: sum(1 for _ in frame.upwards())):
+            if frame in self.edited or called(frame):
+                self._edit(frame).run(returned.get(frame, ()))
         used = Used(self.nets, self.edited)
         for edit in self.edited.values():
             edit.install(used, homes)
+
+
+def _returned_for_nothing(regions: Iterable[Fused]) -> dict[Frame, list[Value]]:
+    """What calls return though it was computed anew further up, in all regions that it disappeared into."""
+    inside: dict[Value, list[Fused]] = {}
+    for fused in regions:
+        for value in fused.plan.absorbed(fused.value):
+            inside.setdefault(value, []).append(fused)
+    found: dict[Frame, list[Value]] = {}
+    for value, around in inside.items():
+        for frame in value.frame.upwards():
+            if frame.repeated or not all(_is_above(fused, value, frame) for fused in around):
+                break
+            if frame.parent is None or frame.call is None:
+                break
+            if value in values_in(frame.parent.env[frame.call]):
+                found.setdefault(frame, []).append(value)
+    return found
+
+
+def _is_above(fused: Fused, value: Value, frame: Frame) -> bool:
+    """Whether a region that took up a value is computed by a caller of ``frame``."""
+    where = fused.place
+    callers = itertools.islice(frame.upwards(), 1, None)
+    return where.mode is Mode.EDIT and value not in where.passed and where.at.frame in callers

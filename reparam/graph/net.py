@@ -47,6 +47,13 @@ class Frame:
         for child in self.children:
             yield from child.below()
 
+    def upwards(self) -> "Iterator[Frame]":
+        """The call, its caller, and so on up to the root."""
+        frame: Frame | None = self
+        while frame is not None:
+            yield frame
+            frame = frame.parent
+
     def own_graph(self) -> fx.Graph:
         """The graph of the call, to be changed: a copy if other modules have the same."""
         if self.trace.sharers:

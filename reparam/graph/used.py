@@ -18,7 +18,7 @@ class Used:
             if net.root.path in idle:
                 continue
             for frame in net.frames:
-                if frame in edited or not _called(frame):
+                if frame in edited or not called(frame):
                     continue
                 names = {str(n.target) for n in frame.trace.graph.nodes if n.op in ("call_module", "get_attr")}
                 paths |= {join(frame.path, name) for name in names | set(frame.trace.read.values())}
@@ -59,7 +59,7 @@ def _prefixes(path: str) -> Iterator[str]:
     return (path[:at] for at, letter in enumerate(path) if letter == ".")
 
 
-def _called(frame: Frame) -> bool:
+def called(frame: Frame) -> bool:
     """Whether the call of a frame is still there."""
     while frame.parent is not None and frame.call is not None:
         if frame.call._erased:
