@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from reparam.algebra import Affine, Refusal
 from reparam.graph.build import build
+from reparam.graph.memory_format import has_channels_last, put_channels_last
 from reparam.graph.net import Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.placing import Place
@@ -17,11 +18,12 @@ from reparam.graph.placing import Place
 @final
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Data type and device of weights, and whether they are trained."""
+    """Data type and device of weights, whether they are trained, and whether their channels lie last in memory."""
 
     dtype: torch.dtype
     device: torch.device
     trainable: bool
+    channels_last: bool
 
 
 @final
@@ -71,7 +73,8 @@ def kind_of_weights(plan: NetPlan, value: Value) -> Kind | Refusal:
     weights = weights or _only_weights(plan.net.root.module)
     if not weights:
         return Refusal("dtype", "no weight fixes the data type of the result", "use one data type in the whole model")
-    return Kind(weights[0].dtype, weights[0].device, any(tensor.requires_grad for tensor in weights))
+    trainable, channels_last = (any(map(asked, weights)) for asked in (lambda w: w.requires_grad, has_channels_last))
+    return Kind(weights[0].dtype, weights[0].device, trainable, channels_last)
 
 
 def built(formula: Affine, kind: Kind) -> dict[Value, nn.Module | None]:
@@ -85,8 +88,10 @@ def built(formula: Affine, kind: Kind) -> dict[Value, nn.Module | None]:
         if conv.identity and bias is None and beside:
             modules[root] = None
             continue
-        modules[root] = build(conv, bias, dtype=kind.dtype, device=kind.device, trainable=kind.trainable, beside=beside)
-        bias = None
+        module = build(conv, bias, dtype=kind.dtype, device=kind.device, trainable=kind.trainable, beside=beside)
+        if kind.channels_last:
+            put_channels_last(module)
+        modules[root], bias = module, None
     return {root: modules[root] for root in formula.terms if isinstance(root, Value)}
 
 
