@@ -10,7 +10,7 @@ Images are `DATA/train/class/image.jpg` and `DATA/val/class/image.jpg`. The defa
 The output folder receives
 
     last.pt                 everything that a training needs to go on: `--resume` does, to the last bit
-    steps.csv, epochs.csv   learning rate, losses, accuracies, speed; `--tensorboard` writes them for TensorBoard, too
+    steps.csv, epochs.csv   learning rate, losses, accuracies, speed, memory; `--tensorboard` writes them there, too
     training.safetensors    the net as it was trained, with its branches
     deploy.safetensors      the fused net; it loads into `reparam.fuse` of a freshly built net
     deploy.pt2, deploy.onnx the fused net as a program of `torch.export` and in ONNX (where onnx is installed)
@@ -59,8 +59,9 @@ def options(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, a
     add(
         "--expand",
         metavar="PRESET",
-        help="of reparam.expand (repvgg, acnet, dbb ...): add branches that change nothing",
+        help="of reparam.expand (repvgg, acnet, dbb ...): add branches that change nothing at first",
     )
+    add("--no-preserve", dest="preserve", action="store_false", help="start them as the papers do, which changes it")
 
     add = parser.add_argument_group("images").add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="holds train/class/ and val/class/")
@@ -138,6 +139,8 @@ def prepared(args: argparse.Namespace, net: nn.Module, per_epoch: int, group: Pr
     """A training before its first step, and how it is to go."""
     if args.ema >= 1 or args.label_smoothing >= 1:
         raise InputError("--ema and --label-smoothing need numbers below 1")
+    if not args.preserve and not args.expand:
+        raise InputError("--no-preserve is about the branches of --expand, which is not given")
     if args.warm_up_epochs >= args.epochs:
         raise InputError(f"--warm-up-epochs {args.warm_up_epochs} leaves nothing of --epochs {args.epochs}")
     net.to(group.device)
@@ -183,7 +186,7 @@ def run(args: argparse.Namespace, group: Processes) -> Callable[[], bool] | None
 
     recipe = images.Recipe(args.image_size, args.crop_area, args.flip, args.auto_augment)
     data = images.load(args.data, recipe, args.batch_size, args.seed, args.workers, group)
-    fresh = partial(nets.make, args.arch, len(data.classes), args.image_size, args.expand)
+    fresh = partial(nets.make, args.arch, len(data.classes), args.image_size, args.expand, args.preserve)
     training, plan = prepared(args, fresh(), len(data.batches), group)
     settings = {name: value for name, value in vars(args).items() if name not in FREE}
     settings |= {"classes": list(data.classes), "images": data.batches.images}

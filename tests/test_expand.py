@@ -201,6 +201,16 @@ def test_scales_of_zero_are_preserved(seed: int) -> None:
         round_trip(net, branches, images())
 
 
+def test_a_net_of_zeros_is_preserved() -> None:
+    """As the last norm of a residual block starts: neither scale nor shift."""
+    net = ready(plain())
+    for parameter in net[4].parameters():
+        parameter.data.zero_()
+    for branches in PRESETS:
+        if branches != "dilated":
+            round_trip(net, branches, images())
+
+
 def test_convolutions_and_norms_written_as_functions_stay() -> None:
     class Functional(nn.Module):
         def __init__(self) -> None:

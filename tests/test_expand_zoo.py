@@ -1,5 +1,6 @@
 """Expand and fuse nets of other libraries: outputs are preserved, the round trip has the structure of the fused net."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from nets import difference, images, ready, same
 from torch import Tensor, nn
 
 import reparam
+from reparam.expansion import survey
 from reparam.nn import MultiBranch, Widened
 
 pytestmark = [pytest.mark.zoo, pytest.mark.slow]
@@ -51,18 +53,31 @@ def rtdetr() -> nn.Module:
     return Logits(library.RTDetrForObjectDetection(config))
 
 
-NETS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], int]] = {
-    "resnet18": (torchvision("resnet18"), ("repvgg", "acnet", "qarepvgg"), 64),
-    "resnet50": (torchvision("resnet50"), ("repvgg",), 64),
-    "mobilenet_v2": (torchvision("mobilenet_v2"), ("dbb",), 64),
-    "mobilenet_v3_small": (torchvision("mobilenet_v3_small"), ("mobileone(2)", "dilated", "sesr"), 64),
-    "efficientnet_b0": (torchvision("efficientnet_b0"), ("repvgg",), 64),
-    "convnext_tiny": (torchvision("convnext_tiny"), ("dilated",), 64),
-    "timm_efficientnet": (timm("efficientnet_lite0"), ("acnet",), 64),
-    "unet": (unet, ("repvgg",), 64),
-    "rtdetr": (rtdetr, ("repvgg",), 64),
+def small_repvgg() -> nn.Module:
+    return reparam.models.RepVGG(depths=(1, 2, 2), widths=(8, 16, 16), strides=(2, 2, 2), num_classes=10)
+
+
+def deployed_repvgg() -> nn.Module:
+    """3x3 convolutions with biases and activations, and nothing else."""
+    return reparam.fuse(ready(small_repvgg()))
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
+    "repvgg": (small_repvgg, ("acnet", "mobileone(2)")),
+    "deployed_repvgg": (deployed_repvgg, ("repvgg", "dbb", "expandnet(2)")),
+    "resnet18": (torchvision("resnet18"), ("repvgg", "acnet", "qarepvgg")),
+    "resnet50": (torchvision("resnet50"), ("repvgg", "mobileone(2)")),
+    "mobilenet_v2": (torchvision("mobilenet_v2"), ("dbb", "acnet")),
+    "mobilenet_v3_small": (torchvision("mobilenet_v3_small"), ("mobileone(2)", "dilated", "sesr")),
+    "efficientnet_b0": (torchvision("efficientnet_b0"), ("repvgg", "dilated")),
+    "convnext_tiny": (torchvision("convnext_tiny"), ("dilated", "repvgg")),
+    "timm_efficientnet": (timm("efficientnet_lite0"), ("acnet",)),
+    "unet": (unet, ("repvgg", "acnet")),
+    "rtdetr": (rtdetr, ("repvgg", "qarepvgg", "dbb")),
 }
-CASES = [(name, preset) for name, (_, presets, _) in NETS.items() for preset in presets]
+SIZE = 64
+CASES = [(name, preset) for name, (_, presets) in NETS.items() for preset in presets]
+PRESETS = ("repvgg", "qarepvgg", "acnet", "dbb", "mobileone(2)", "dilated", "expandnet(2)", "sesr(2)")
 
 
 def structure(model: nn.Module) -> dict[str, Any]:
@@ -70,21 +85,49 @@ def structure(model: nn.Module) -> dict[str, Any]:
     return shapes | {path: type(module).__name__ for path, module in model.named_modules()}
 
 
-@pytest.mark.parametrize(("name", "preset"), CASES, ids=lambda part: part)
-def test_a_net_makes_the_round_trip(name: str, preset: str) -> None:
+def net_of(name: str) -> nn.Module:
     torch.manual_seed(0)
-    build, _, size = NETS[name]
-    net = ready(build())
+    build, _ = NETS[name]
     if name == "rtdetr":  # wide random weights leave no digits in attention and in sorted scores
-        torch.manual_seed(0)
-        net = build().double().eval()
-    x = images((size, size), channels=3, batch=1)
+        return build().double().eval()
+    return ready(build())
+
+
+def round_trip(net: nn.Module, preset: str) -> nn.Module:
+    """Expand and fuse; returns the expanded net."""
+    x = images((SIZE, SIZE), channels=3, batch=1)
     expanded = reparam.expand(net, preset)
-    assert sum(isinstance(module, (MultiBranch, Widened)) for module in expanded.modules()) >= 5
     same(net, expanded, x)
     fused = reparam.fuse(expanded)
     same(net, fused, x)
     assert structure(fused) == structure(reparam.fuse(net))
+    return expanded
+
+
+def test_every_preset_has_nets() -> None:
+    assert {preset.partition("(")[0] for preset in PRESETS} == {*reparam.nn.PRESETS}
+    assert {preset.partition("(")[0] for _, preset in CASES} == {*reparam.nn.PRESETS}
+
+
+@pytest.mark.parametrize(("name", "preset"), CASES, ids=lambda part: part)
+def test_a_net_makes_the_round_trip(name: str, preset: str) -> None:
+    expanded = round_trip(net_of(name), preset)
+    assert sum(isinstance(module, (MultiBranch, Widened)) for module in expanded.modules()) >= 5
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", NETS)
+def test_every_net_makes_the_round_trip_with_every_preset(name: str, preset: str) -> None:
+    """A preset that fits none of the convolutions is an error."""
+    net = net_of(name)
+    found = survey(net, preset)
+    if not found.chosen:
+        with pytest.raises(reparam.ReparamError, match=f"expected a convolution that {re.escape(preset)} can expand"):
+            reparam.expand(net, preset)
+        return
+    expanded = round_trip(net, preset)
+    assert all(isinstance(expanded.get_submodule(path), (MultiBranch, Widened)) for path in found.chosen)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])

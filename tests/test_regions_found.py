@@ -448,6 +448,34 @@ class FunctionalLinears(nn.Module):
         return F.linear(x, self.weight, self.bias) + 0.5 * F.linear(F.linear(x, self.down), self.up)
 
 
+class KernelsOfChildren(nn.Module):
+    """Calls its convolutions as functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.thin = conv(3), conv(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv2d(x, self.wide.weight, self.wide.bias, padding=1)
+        return F.conv2d(y, self.thin.weight, self.thin.bias)
+
+
+class Listing(nn.Module):
+    """Cannot be read: how many values it goes through depends on the input."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([y.relu() for y in self.inner(x)])
+
+
+def test_functional_convolutions_in_a_parent_that_cannot_be_read() -> None:
+    layer = nn.Sequential(KernelsOfChildren(), nn.BatchNorm2d(C))
+    becomes(ready(Listing(layer)), images(), conv=1, norm=0, convs=1, norms=0)
+
+
 def test_functional_linears() -> None:
     rows = torch.randn(5, C, dtype=torch.float64)
     becomes(ready(FunctionalLinears()), rows, rows[:3, None], linear=1, add=0, conv=0)

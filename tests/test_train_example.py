@@ -21,6 +21,7 @@ from training import loop, nets, state
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "train_imagenet.py"
+EXPANDED = ["--arch", "timm:test_resnet", "--expand", "acnet"]
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +86,13 @@ class TestKilled:
                 assert process.poll() is None, process.communicate()
                 time.sleep(0.005)
 
-    def test_resumed_it_is_the_same_training(self, digits: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("net", [[], EXPANDED], ids=["plain", "expanded"])
+    def test_resumed_it_is_the_same_training(self, net: list[str], digits: Path, tmp_path: Path) -> None:
+        if net:
+            pytest.importorskip("timm")
         peaceful, killed = tmp_path / "peaceful", tmp_path / "killed"
-        self.finish(self.command(digits, peaceful))
-        self.kill(self.command(digits, killed), killed / "steps.csv")
+        self.finish(self.command(digits, peaceful, *net))
+        self.kill(self.command(digits, killed, *net), killed / "steps.csv")
 
         reached = len(rows(killed / "steps.csv"))
         saved = state.read(killed / "last.pt")
@@ -97,7 +101,7 @@ class TestKilled:
         assert (saved["epoch"], saved["position"]) == divmod(saved["step"], self.per_epoch)
         assert not (killed / "deploy.safetensors").exists()
 
-        self.finish(self.command(digits, killed, "--resume"))
+        self.finish(self.command(digits, killed, *net, "--resume"))
         # Every step has the loss of the same images under the same weights, and is there once.
         assert rows(killed / "steps.csv") == rows(peaceful / "steps.csv")
         assert [int(row["step"]) for row in rows(killed / "steps.csv")] == [*range(1, self.epochs * self.per_epoch + 1)]

@@ -19,6 +19,7 @@ from common import InputError
 from training.equivalent_decay import Branches, penalty
 from training.images import Data, Loader, network_input
 from training.journal import Journal
+from training.memory import peak_mib
 from training.optimisation import follow
 from training.processes import Processes
 from training.state import Training, save
@@ -100,7 +101,7 @@ def train(training: Training, data: Data, plan: Plan, course: Course, group: Pro
     per_epoch = len(data.batches)
     steps = plan.epochs * per_epoch
     wrapped = parallel(training.net, group)
-    started = time.perf_counter()
+    started, counted = time.perf_counter(), training.step
     bar = tqdm(total=steps, initial=training.step, desc="training", unit="step", disable=None if group.main else True)
     with bar, stop_on(signal.SIGTERM) as request:
         while training.step < steps:
@@ -115,8 +116,11 @@ def train(training: Training, data: Data, plan: Plan, course: Course, group: Pro
                 last = step % per_epoch == 0
                 if last or step % plan.log_steps == 0:
                     figures, stop = logged(training, request, group)
-                    figures["images_per_second"] = figures["images"] / (time.perf_counter() - started)
-                    started = time.perf_counter()
+                    seconds = time.perf_counter() - started
+                    figures["images_per_second"] = figures["images"] / seconds
+                    figures["seconds_per_step"] = seconds / (step - counted)
+                    figures["peak_mib"] = peak_mib(group.device)
+                    started, counted = time.perf_counter(), step
                     bar.set_postfix(epoch=epoch + 1, loss=f"{figures['loss']:.3f}")
                     if course.journal:
                         course.journal.add("steps", step, {"epoch": epoch + 1, "learning_rate": rate, **figures})
@@ -128,7 +132,9 @@ def train(training: Training, data: Data, plan: Plan, course: Course, group: Pro
                     if course.journal:
                         course.journal.add("epochs", step, row)
                 if last or stop or step % plan.checkpoint_steps == 0:
+                    before = time.perf_counter()
                     save(course.checkpoint, training, course.settings, per_epoch, group)
+                    started += time.perf_counter() - before
                 if stop and step < steps:
                     return False
     return True

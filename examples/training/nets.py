@@ -10,7 +10,7 @@ import reparam
 from common import FACTORIES, InputError, build, listing
 
 
-def make(arch: str, classes: int, size: int, expand: str | None = None) -> nn.Module:
+def make(arch: str, classes: int, size: int, expand: str | None = None, preserve: bool = True) -> nn.Module:
     """A net with random weights, in training mode.
 
     Args:
@@ -18,6 +18,7 @@ def make(arch: str, classes: int, size: int, expand: str | None = None) -> nn.Mo
         classes: outputs.
         size: height and width of the images, pixels.
         expand: a preset of `reparam.expand` that gives the convolutions branches; None leaves the net as it is.
+        preserve: whether the branches change nothing at first, or start as the papers start them.
 
     Raises:
         InputError: no such net, its library is missing, or it does not give one vector of logits per image.
@@ -27,7 +28,7 @@ def make(arch: str, classes: int, size: int, expand: str | None = None) -> nn.Mo
         raise InputError(f"--arch {arch}: expected NAME, timm:NAME or torchvision:NAME")
     net = LIBRARIES[library](name, classes) if colon else own(name, classes)
     if expand is not None:
-        net = expanded(net.eval(), expand)
+        net = expanded(net.eval(), expand, preserve)
     with torch.no_grad():
         found = net.eval()(torch.zeros(1, 3, size, size))
     if not isinstance(found, Tensor) or found.shape != (1, classes):
@@ -70,8 +71,8 @@ def known(name: str, names: Sequence[str], remedy: str) -> None:
         raise InputError(f"--arch: nothing is called {name!r}; {listing(near or names)} would work ({remedy})")
 
 
-def expanded(net: nn.Module, preset: str) -> nn.Module:
-    """The same function with branches."""
+def expanded(net: nn.Module, preset: str, preserve: bool) -> nn.Module:
+    """The net with branches."""
     expand = getattr(reparam, "expand", None)
     if expand is None:
         raise InputError(
@@ -79,7 +80,7 @@ def expanded(net: nn.Module, preset: str) -> nn.Module:
             "that has branches already, such as repvgg_a0"
         )
     try:
-        branched: nn.Module = expand(net, preset)
+        branched: nn.Module = expand(net, preset, preserve=preserve)
     except reparam.ReparamError as error:
         raise InputError(f"--expand {preset}: {error}") from error
     return branched

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from reparam.algebra import Affine, Conv, identity
 from reparam.algebra.groups import rows
 from reparam.algebra.sources import precise
-from reparam.errors import BlockError
+from reparam.errors import BlockError, ReparamError
+from reparam.expansion.misfit import not_finite
 from reparam.expansion.region import Region, kernel_of, norm_of
 from reparam.expansion.remainder import take_remainder
 from reparam.expansion.sites import Site
@@ -43,8 +44,10 @@ def fit(block: nn.Module, site: Site, recipe: Recipe) -> None:
         recipe: what the block was made by.
 
     Raises:
+        ReparamError: the convolution or its norm holds numbers that are not finite, or variances below zero.
         BlockError: it does not compute the same.
     """
+    _refuse_broken(site)
     region = Region.of(block)
     inside = site.norm is not None and not recipe.norm_of_sum
     wanted = site.normed if inside else site.alone
@@ -78,6 +81,21 @@ def fit(block: nn.Module, site: Site, recipe: Recipe) -> None:
         spread = torch.where(before > 0, variance * ratio, inputs.variance * after)
         set_statistics(norm, mean + shift, spread)
     _check(block, root, target, site)
+
+
+def _refuse_broken(site: Site) -> None:
+    found = not_finite(dict(site.conv.named_parameters()))
+    where = site.path
+    if not found and site.norm is not None:
+        norm = site.norm
+        found, where = not_finite(dict(norm.state_dict())), f"the batch norm behind {site.path}"
+        if not found and norm.running_var is not None and bool((norm.running_var < 0).any()):
+            raise ReparamError(f"{where}: expected variances of at least 0, found {float(norm.running_var.min()):.3g}")
+    if found:
+        raise ReparamError(
+            f"{where}: expected finite numbers, found NaN or infinity in its {found}: load other weights, or leave the"
+            " module out with where"
+        )
 
 
 def _sizes(site: Site, inside: bool) -> Tensor:
@@ -161,9 +179,10 @@ def _check(block: nn.Module, root: Value, target: Affine, site: Site) -> None:
         allowed = max(TOLERANCE, ROUNDINGS * torch.finfo(site.conv.weight.dtype).eps)
         magnitude = rows(conv).double().abs().flatten(1).sum(1).max() * x.abs().mean()  # of what is summed
         magnitude += 0.0 if target.bias is None else target.bias.abs().max()
-        error = float((found - wanted).abs().max() / magnitude)
-        if not error <= allowed:
+        error = float((found - wanted).abs().max())
+        if not error <= allowed * float(magnitude):  # both are zero where a norm has neither scale nor shift
             raise BlockError(
                 f"{site.path}: expected a block that computes what the convolution does, found a difference of"
-                f" {error:.1e}: a bug of this library, please report it, and leave the module out with where"
+                f" {error:.1e} in values of {float(magnitude):.1e}: a bug of this library, please report it, and leave"
+                " the module out with where"
             )

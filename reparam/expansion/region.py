@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reparam.algebra import Affine, Conv, identity
+from reparam.errors import ReparamError
 from reparam.graph.calls import argument
 from reparam.graph.lift import Known, lift
 from reparam.graph.net import Value
@@ -34,15 +35,22 @@ class Region:
 
     @classmethod
     def of(cls, module: nn.Module) -> Self:
-        """A module that is affine in its one input."""
+        """A module that is affine in its one input.
+
+        Raises:
+            ReparamError: its forward cannot be read, or what it returns does not depend on the input.
+        """
         with reading():
-            (net,) = read(module).nets
+            nets = read(module).nets
+            if len(nets) != 1 or not isinstance(nets[0].result, Value):
+                raise ReparamError("expected one forward that can be read and uses its input, found another module")
+            (net,) = nets
             known = Known.of(net)
             lifted = {value: lift(value, known) for value in net.values}
         operations = {value: got for value, got in lifted.items() if isinstance(got, Operation)}
-        assert isinstance(net.result, Value)
-        inlined = {value: None for value in operations if value is not net.result}
-        return cls(operations, inlined, net.result)
+        result = net.result
+        inlined = {value: None for value in operations if value is not result}
+        return cls(operations, inlined, result)
 
     @property
     def members(self) -> list[Value]:

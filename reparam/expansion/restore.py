@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from reparam.algebra import Affine, Refusal
 from reparam.cost import DEFAULT_COST, Cost
 from reparam.errors import BlockError, ReparamError
+from reparam.expansion.misfit import not_finite, quantized_kind
 from reparam.expansion.region import Region, norm_of
 from reparam.expansion.remainder import rows_of, take_remainder
 from reparam.expansion.statistics import Inputs, set_statistics
@@ -59,8 +60,8 @@ def restore(
         What ``build`` returns, in eval mode, on the device and in the data type of ``fused``.
 
     Raises:
-        ReparamError: ``fuse(build())`` has other parameters than ``fused``, or a region has no convolution that can
-            take the remainder; the message names them.
+        ReparamError: ``fuse(build())`` has other parameters than ``fused``, these are quantized or not finite, or a
+            region has no convolution that can take the remainder; the message names them.
 
     Example:
         >>> import reparam
@@ -76,8 +77,11 @@ def restore(
         raise ReparamError(
             f"expected build to be a function that makes the net, found {type(build).__name__}: write lambda: ..."
         )
-    state = dict(fused.state_dict() if isinstance(fused, nn.Module) else fused)
-    model = build().eval()
+    state = _state(fused)
+    model = build()
+    if not isinstance(model, nn.Module):
+        raise ReparamError(f"expected build to return an nn.Module, found {type(model).__name__}")
+    model.eval()
     floating = next((tensor for tensor in state.values() if tensor.is_floating_point()), None)
     if floating is not None:
         model.to(floating.device, floating.dtype)
@@ -91,6 +95,9 @@ def restore(
     with torch.no_grad():
         wanted = [_wanted(region, state, paths) for region in session.fused]
         taken = {key for _, keys in wanted for key in keys}
+        broken = not_finite({key: state[key] for key in taken})
+        if broken:
+            raise ReparamError(f"{broken}: expected finite numbers, found NaN or infinity: load other weights")
         for key, value in state.items():
             if key not in taken:
                 if key not in tensors:
@@ -115,12 +122,36 @@ def restore(
     return model
 
 
+def _state(fused: object) -> dict[str, Tensor]:
+    """The parameters of a fused net."""
+    if isinstance(fused, nn.Module):
+        for path, module in fused.named_modules():
+            kind = quantized_kind(module)
+            if kind:
+                raise ReparamError(
+                    f"{path}: expected a fused net in floating point, found the quantized {kind}: restore before you"
+                    " quantize"
+                )
+    elif not isinstance(fused, Mapping):
+        raise ReparamError(f"expected a net that reparam.fuse made, or its state_dict(), found {type(fused).__name__}")
+    state: dict[str, Tensor] = dict(fused.state_dict() if isinstance(fused, nn.Module) else fused)
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ReparamError(f"{key}: expected a tensor, found {type(value).__name__}: pass a state_dict()")
+        if value.is_meta:
+            raise ReparamError(f"{key}: expected numbers, found a meta tensor: load the weights first")
+    return state
+
+
 def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
     """Raise if two states differ in names or shapes."""
     missing = [key for key in expected if key not in found]
     unknown = [key for key in found if key not in expected]
-    other = [key for key in expected if key in found and expected[key].shape != found[key].shape]
+    both = [key for key in expected if key in found]
+    other = [key for key in both if expected[key].shape != found[key].shape]
+    whole = [key for key in both if expected[key].is_floating_point() and not found[key].is_floating_point()]
     parts = [("missing", missing), ("not known", unknown), ("of another shape", other)]
+    parts.append(("not in floating point", whole))
     said = "; ".join(f"{what}: {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''}" for what, keys in parts if keys)
     if said:
         raise ReparamError(

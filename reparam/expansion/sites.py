@@ -9,6 +9,7 @@ from torch import nn
 from reparam.algebra import Affine, Refusal
 from reparam.cost import DEFAULT_COST
 from reparam.errors import ReparamError
+from reparam.expansion.misfit import misfit, quantized_kind
 from reparam.expansion.region import Region, norm_of
 from reparam.graph.draft import Draft
 from reparam.graph.examples import record
@@ -21,12 +22,11 @@ from reparam.graph.planner import plan_net
 from reparam.graph.reader import read
 from reparam.graph.reading import reading
 from reparam.graph.site import Limits
-from reparam.nn.geometry import CONVS, Convolution, Norm, UnfitError
+from reparam.nn.geometry import CONVS, Convolution, Geometry, Norm, UnfitError
 from reparam.nn.multi_branch import fitting
 from reparam.nn.recipes import Recipe
 
 WILD: Final = frozenset("*?[")
-QUANTIZED: Final = ("torch.ao.", "torch.nn.quantized", "torch.nn.qat", "torch.nn.intrinsic")
 
 
 @final
@@ -74,7 +74,8 @@ def find_sites(model: nn.Module, recipe: Recipe, where: tuple[Rule, ...] | None,
     """Look at every convolution that ``where`` chooses; None: at all.
 
     Raises:
-        ReparamError: one of them is quantized, or is named by its whole path and cannot be expanded.
+        ReparamError: one of them is quantized, is named by its whole path and cannot be expanded, or a branch that is
+            not of this library cannot stand beside it.
     """
     wanted = _wanted(model, where)
     found = _read(model, wanted, example_inputs)
@@ -85,10 +86,16 @@ def find_sites(model: nn.Module, recipe: Recipe, where: tuple[Rule, ...] | None,
         site = found.get(path, _unread_reason(conv))
         if isinstance(site, Site):
             try:
-                chosen[path] = tuple(fitting(site.conv, recipe, site.norm))
+                parts = fitting(site.conv, recipe, site.norm)
             except UnfitError as error:
                 site = str(error)
+            except ReparamError as error:
+                raise ReparamError(
+                    f"{path}: {error}; raise reparam.nn.UnfitError in it where it does not fit"
+                ) from error
             else:
+                _refuse_misfits(site, recipe, parts)
+                chosen[path] = tuple(parts)
                 sites.append(site)
         if isinstance(site, str):
             left[path] = site
@@ -105,8 +112,8 @@ def _wanted(model: nn.Module, where: tuple[Rule, ...] | None) -> dict[str, nn.Mo
     for path, module in modules.items():
         if where is not None and not matches(where, path, module):
             continue
-        if type(module).__module__.startswith(QUANTIZED) and "conv" in type(module).__name__.lower():
-            kind = f"{type(module).__module__}.{type(module).__name__}"
+        kind = quantized_kind(module)
+        if kind and "conv" in type(module).__name__.lower():
             raise ReparamError(
                 f"{path}: expected a convolution in floating point, found the quantized {kind}: expand before you"
                 " quantize, or choose others with where"
@@ -120,6 +127,21 @@ def _wanted(model: nn.Module, where: tuple[Rule, ...] | None) -> dict[str, nn.Mo
             kind = type(modules[rule]).__name__
             raise ReparamError(f"{rule}: expected a convolution, found {kind}: name the convolutions in it, {rule}.*")
     return wanted
+
+
+def _refuse_misfits(site: Site, recipe: Recipe, parts: Mapping[str, nn.Module]) -> None:
+    """Look at the branches if some of them are not of this library."""
+    branches = recipe.branches(Geometry.of(site.conv))
+    if all(branch.make.__module__.startswith("reparam.") for branch in branches):
+        return
+    ((_, kernel),) = site.alone.terms.items()
+    for name, module in parts.items():
+        reason = misfit(module, kernel)
+        if reason:
+            raise ReparamError(
+                f"{site.path}: branch {name}: {reason}; let its function raise reparam.nn.UnfitError"
+                " where it does not fit"
+            )
 
 
 def _unread_reason(conv: nn.Module) -> str:

@@ -41,18 +41,20 @@ def makers(edited: Iterable[Frame]) -> set[str]:
 
 
 def makers_only(nets: Iterable[Net], edited: Iterable[Frame]) -> set[str]:
-    """Roots of nets that nothing calls on data, and that only made such weights."""
-    made = makers(edited)
-    above = {path for maker in made for path in (*_prefixes(maker), maker)}
+    """Roots of nets that nothing calls on data, and that only made such weights, for forwards of other nets."""
+    nets, edited = list(nets), list(edited)
     called: set[str] = set()
-    roots: set[str] = set()
     for net in nets:
-        roots.add(net.root.path)
         for frame in net.frames:
             called |= {join(frame.path, str(n.target)) for n in frame.trace.graph.nodes if n.op == "call_module"}
-    return {
-        root for root in roots - called - {""} if root in above or any(prefix in made for prefix in _prefixes(root))
-    }
+    found: set[str] = set()
+    for net in nets:
+        root, own = net.root.path, set(net.frames)
+        if root and root not in called:
+            made = makers(frame for frame in edited if frame not in own)
+            if any(f"{maker}.".startswith(f"{root}.") or f"{root}.".startswith(f"{maker}.") for maker in made):
+                found.add(root)
+    return found
 
 
 def _prefixes(path: str) -> Iterator[str]:

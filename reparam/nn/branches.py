@@ -14,6 +14,7 @@ from typing import Final, final
 import torch
 from torch import nn
 
+from reparam.errors import ReparamError
 from reparam.nn.geometry import Geometry, Norm, UnfitError, Window
 from reparam.nn.parts import ChannelScale, NormAndPad, line
 
@@ -29,8 +30,11 @@ class Branch:
 
     Args:
         name: what it is called among the children of a block.
-        make: builds it for a geometry.
+        make: builds it for a geometry, or raises ``UnfitError`` where it does not fit.
         norm: whether it has norms; None: if the convolution has one.
+
+    Raises:
+        ReparamError: a module cannot have such a name.
 
     Example:
         >>> unnormed = POINT.without_norm()
@@ -41,6 +45,13 @@ class Branch:
     name: str
     make: Maker
     norm: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or "." in self.name or hasattr(nn.ModuleDict, self.name):
+            raise ReparamError(
+                f"expected a name of a branch that a module can have, found {self.name!r}: take one without a dot that"
+                " nn.ModuleDict does not use itself"
+            )
 
     def with_norm(self) -> "Branch":
         """The same with norms, whether the convolution has one or not."""

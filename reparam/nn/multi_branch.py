@@ -95,6 +95,7 @@ def fitting(conv: Convolution, recipe: Recipe, norm: Norm | None) -> dict[str, n
 
     Raises:
         UnfitError: none does, and the convolution is not widened either.
+        ReparamError: a branch cannot be made.
     """
     geometry = Geometry.of(conv)
     if geometry.pointwise and not recipe.pointwise:
@@ -107,7 +108,7 @@ def fitting(conv: Convolution, recipe: Recipe, norm: Norm | None) -> dict[str, n
             reasons.append(f"{branch.name}: its norm would add a bias, which the convolution has not")
             continue
         try:
-            module = branch.make(geometry, _norm_of(norm, geometry.axes) if wanted else None)
+            module = _made(branch, geometry, _norm_of(norm, geometry.axes) if wanted else None)
         except UnfitError as error:
             reasons.append(f"{branch.name}: {error}")
             continue
@@ -119,6 +120,23 @@ def fitting(conv: Convolution, recipe: Recipe, norm: Norm | None) -> dict[str, n
     if not parts and recipe.widening is None:
         raise UnfitError("; ".join(reasons) or f"{recipe.name} has no branch for a kernel of {geometry.kernel} taps")
     return parts
+
+
+def _made(branch: Branch, geometry: Geometry, norm: NormOf | None) -> nn.Module:
+    try:
+        module: object = branch.make(geometry, norm)
+    except (UnfitError, ReparamError):
+        raise
+    except Exception as error:
+        raise ReparamError(
+            f"branch {branch.name}: expected a module for {geometry}, but its function raises"
+            f" {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise ReparamError(
+            f"branch {branch.name}: expected its function to return a module, found {type(module).__name__}"
+        )
+    return module
 
 
 def _main(conv: Convolution, recipe: Recipe, norm: Norm | None) -> nn.Module:
