@@ -4,11 +4,7 @@
 part of a convolution's; `kernels` everything that is run and is not a mere view or a constant.
 """
 
-import contextlib
-import io
-import logging
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +15,7 @@ from nets import counted
 from torch import Tensor, nn
 
 from benchmarks.subjects import first_tensors
+from reparam.exporting.quiet import quietly
 
 Counts = dict[str, int]
 
@@ -182,16 +179,3 @@ RUNTIMES: Mapping[str, Callable[[nn.Module, Tensor, Place], Prepared]] = {
     "Inductor, freezing": frozen,
 }
 COMPILE_FOR_LONG = ("torch.compile", "Inductor, freezing")
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Compilers and exporters say nothing about themselves."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -22,6 +22,7 @@ def fuse(
     only: tuple[Rule, ...] | None = None,
     liftings: tuple[Lifting, ...] = LIFTINGS,
     example_inputs: Any = None,
+    bias_maps: bool = False,
 ) -> nn.Module:
     """Rewrite every linear region of a model into as few convolutions as possible.
 
@@ -37,9 +38,13 @@ def fuse(
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; a copy of the model is run on
             them once, and modules that cannot be read without sizes are read for these. With ``check``, the fused
             model is compared with the model on them, by ``reparam.verify``.
+        bias_maps: let a bias or a norm in front of a zero padding become a map behind it, which is exact for the size
+            of ``example_inputs`` alone, whatever the batch; another size is an error. A map has as many parameters as
+            the result of the convolution has elements.
 
     Returns:
-        A model of the same class that computes the same; ``reparam.receipt`` tells what was done to it.
+        A model of the same class that computes the same; ``reparam.receipt`` tells what was done to it. New
+            weights have the data type, the device and the memory format of those that they replace.
 
     Raises:
         TrainingModeError: the model is in training mode.
@@ -56,7 +61,7 @@ def fuse(
           (1): Identity()
         )
     """
-    return apply(model, Options(cost, exclude, liftings, example_inputs, only), inplace=inplace, check=check)
+    return apply(model, Options(cost, exclude, liftings, example_inputs, only, bias_maps), inplace=inplace, check=check)
 
 
 def plan(
@@ -67,6 +72,7 @@ def plan(
     only: tuple[Rule, ...] | None = None,
     liftings: tuple[Lifting, ...] = LIFTINGS,
     example_inputs: Any = None,
+    bias_maps: bool = False,
 ) -> Plan:
     """What ``fuse`` would do: regions before and after, and everything left alone with its reason.
 
@@ -77,13 +83,14 @@ def plan(
         only: as for ``fuse``.
         liftings: as for ``fuse``.
         example_inputs: as for ``fuse``.
+        bias_maps: as for ``fuse``.
 
     Raises:
         TrainingModeError: the model is in training mode.
     """
     refuse_bad_model(model)
     with collected_later():
-        return Session(model, Options(cost, exclude, liftings, example_inputs, only)).plan()
+        return Session(model, Options(cost, exclude, liftings, example_inputs, only, bias_maps)).plan()
 
 
 def receipt(model: nn.Module) -> Receipt:

@@ -93,7 +93,7 @@ def _bent(conv: Conv) -> bool:
 
 def affine_work(formula: Affine, sizes: Mapping[Any, float], size_out: float) -> Work:
     """Work of a value that is computed as its formula says: one convolution per term, and the sum."""
-    biased = formula.biased
+    biased = formula.biased and formula.size is None
     works = []
     for root, conv in formula.terms.items():
         if conv.identity:
@@ -102,7 +102,9 @@ def affine_work(formula: Affine, sizes: Mapping[Any, float], size_out: float) ->
         biased = False
     extra = len(formula.terms) - 1
     channels = formula.channels or 1
-    if biased and any(conv.identity for conv in formula.terms.values()):
+    if formula.size is not None:  # added in a pass of its own, to each image of a batch
+        works.append(Work(traffic=2 * channels * size_out, parameters=channels * prod(formula.size), launches=1))
+    elif biased and any(conv.identity for conv in formula.terms.values()):
         extra += 1  # a bias that no convolution takes along
     if len(works) == 1 and not extra:
         return works[0]

@@ -63,6 +63,7 @@ class Measured:
                 continue
             total += self._term(conv, formula.biased, sizes[root], original)
         extra = len(formula.terms) - 1 + (formula.biased and all(c.identity for c in formula.terms.values()))
+        extra += formula.size is not None
         if extra > 0:
             axes = max(conv.axes for conv in formula.terms.values())
             shape = self._shape(formula.channels or 1, axes, size_out)

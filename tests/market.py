@@ -76,6 +76,10 @@ PLACE = Why(
 )
 PHASE = Why("shift-invariant only with a period", ("transpos", "period", "phase", "cost", "shape", "unread", "linear"))
 STATISTICS = Why("the norm uses the statistics of its batch", ("statistic", "running", "training"))
+SIZED = Why("the kernel is made anew for as many channels as the input has", ("sizes of the input",))
+CUT = Why("forward cuts a weight by a size of its input, and writes into it", ("slice indices",))
+AUTOGRAD = Why("a function of autograd in the forward, which so cannot be written anew", ("gradient mode",))
+KERNEL = Why("the norm scales and shifts in the pass that it makes anyway", ("same pass",))
 SLOPE = Why("the slope is not 1", ("slope", "linear", "activation", "boundary", "leaky"))
 
 DEAD = "zeros, identities and dead code"
@@ -611,7 +615,7 @@ CLASSIC = (
     Family("RMNet", RMNET, ReserveAndMerge, Counts(2, 3, 1), Counts(2, 0, 1), (DEAD, NORM), "two 3x3, their sum kept",
            why=ACTIVATION | ROOTS),
     Family("RMNet, weights written in forward", RMNET, ReservedWeights, Counts(2, 1, 0), Counts(2, range(2), 0), (),
-           "unchanged", why=IMPURE),
+           "unchanged", why=CUT),
     Family("ParNet, downsampling", PARNET, PoolBesideStride, Counts(2, 2, 1), Counts(1, 0, 0),
            (NORM, SUM, CHAIN, POOL, GROUPS), "3x3 of stride 2, once the size is known to be even",
            sizes=((12, 10), (8, 10)), example_inputs=True, sweep=WIDTHS, one_conv=True),
@@ -1559,10 +1563,9 @@ LARGE = (
     Family("SLaK bands", SLAK, lambda channels=4: Bands(channels), Counts(3, 3, 2), Counts(2, 0, 1),
            (NORM, SUM, GROUPS), "the two bands, the square folded into one of them", why=COST, channels=4,
            one_conv=True),
-    Family("ShiftwiseConv", SHIFTWISE, ShiftWise, Counts(2, 5, 4), Counts(1, 3, 3), (NORM, SUM, GROUPS, CHANNELS),
-           "one depthwise 3x3 before the shifts", why=OPAQUE),
-    Family("PeLK", PELK, Peripheral, Counts(1, 1, 0), Counts(1, 0, 0), (NORM, GROUPS, CONSTANT), "depthwise 9x9",
-           one_conv=True),
+    Family("ShiftwiseConv", SHIFTWISE, ShiftWise, Counts(2, 5, 4), Counts(2, 3, 4), (NORM, GROUPS),
+           "two depthwise 3x3 before the shifts, without their norms", why=AUTOGRAD),
+    Family("PeLK", PELK, Peripheral, Counts(1, 1, 0), Counts(1, 1, 0), (), "unchanged", why=SIZED, one_conv=True),
     Family("ParC-Net", PARCNET, CircularRows, Counts(1, 0, 1), Counts(1, 0, range(2)), (BIAS_MAP,),
            "circular convolution and a map", why=PLACE, sizes=((8, 9), (8, 10)), one_conv=False),
     Family("InceptionNeXt", INCEPTIONNEXT, InceptionMixer, Counts(5, 1, 1, 1), Counts(5, 0, 1),
@@ -2450,8 +2453,8 @@ RESOLUTION = (
            "3x3", sweep={"channels": (4, 8)}, one_conv=True),
     Family("SPAN, branches", SPAN, PaddedTriple, Counts(4, 0, 1), Counts(1, 0, 0), (SUM, CHAIN, PAD), "3x3",
            sweep={"channels": (4, 8), "stride": (1, 2)}, one_conv=True),
-    Family("SPAN, weights written in forward", SPAN, SelfUpdating, Counts(1, 0, 0), Counts(1, 0, 0), (CONSTANT,),
-           "one convolution with weights that are never stale", modules=5),
+    Family("SPAN, weights written in forward", SPAN, SelfUpdating, Counts(1, 0, 0), Counts(1, 0, 0), (),
+           "unchanged", why=IMPURE, modules=5),
     Family("XLSR", XLSR, GroupedNet, Counts(9, 0, 0), Counts(range(8, 10), 0, range(2)), (CHANNELS,),
            "grouped 3x3 and 1x1 stay apart", why=BORDER | COST, channels=3),
     Family("XLSR chain between blocks", XLSR, lambda channels=16: nn.Sequential(
@@ -3025,12 +3028,6 @@ class CascadedGroups(nn.Module):
         return self.out(torch.cat(done, 1))
 
 
-def no_affine_layer_norm(fused: nn.Module) -> bool:
-    """No layer norm scales or shifts any more."""
-    norms = [child for child in fused.modules() if isinstance(child, nn.LayerNorm)]
-    return all(norm.weight is None or bool((norm.weight == 1).all()) for norm in norms)
-
-
 LORA = Source("LoRA, ICLR 2022", "2106.09685", "microsoft/LoRA:loralib/layers.py")
 REPADAPTER = Source("RepAdapter, 2023", "2302.08106", "luogen1996/RepAdapter:repadapter.py")
 REPMLP = Source("RepMLPNet, CVPR 2022", "2112.11081", "DingXiaoH/RepMLP:repmlpnet.py")
@@ -3080,8 +3077,8 @@ ADAPTERS = (
     Family("EfficientViT cascaded attention", EFFICIENTVIT, CascadedGroups, Counts(5, 5, 1), Counts(5, 0, 1), (NORM,),
            "five convolutions", why=BORDER | COST, channels=16),
     Family("TinyViT attention", TINYVIT, lambda channels=16: NormedAttention(channels, nn.LayerNorm), Counts(3, 0, 0),
-           Counts(3, 0, 0), (BEFORE, LAYOUT), "a bare layer norm, three linear layers", holds=no_affine_layer_norm,
-           **TOKENS),
+           Counts(3, 0, 0), (BEFORE, LAYOUT), "unchanged; for fewest parameters a bare layer norm, three linear layers",
+           why=KERNEL, **TOKENS),
 )  # fmt: skip
 
 

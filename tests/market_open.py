@@ -6,35 +6,4 @@ what is open is a merge that is missed, a module left beside the fused one, or a
 
 from typing import Final
 
-OPEN: Final[dict[str, frozenset[str]]] = {
-    "test_counts": frozenset(
-        {
-            "PeLK",
-            "QuickSRNet, sum of shuffled branches",
-            "ShiftwiseConv",
-        }
-    ),
-    "test_modules_left": frozenset(
-        {
-            "PeLK",
-            "QuickSRNet, sum of shuffled branches",
-            "ShiftwiseConv",
-            "TinyViT attention",
-        }
-    ),
-    "test_plan_says_why": frozenset(
-        {
-            "RMNet, weights written in forward",
-        }
-    ),
-    "test_sweep": frozenset(
-        {
-            "QuickSRNet, sum of shuffled branches",
-        }
-    ),
-    "test_weights_are_made_once": frozenset(
-        {
-            "SPAN, weights written in forward",
-        }
-    ),
-}
+OPEN: Final[dict[str, frozenset[str]]] = {}

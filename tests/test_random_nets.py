@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 
@@ -10,6 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from nets import fuse_purely, same
 from random_nets import Recipe, dearer, recipes, share_gone, source
+
+import reparam
+from reparam.graph.options import Options
+from reparam.graph.session import Session
+from reparam.nn import BiasMap
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
@@ -104,3 +110,24 @@ def test_a_recipe_decides_its_net() -> None:
     first, second = recipe.build(), recipe.build()
     assert source(first) == source(second)
     same(first, second, recipe.inputs()[0], tolerance=0)
+
+
+@pytest.mark.parametrize("cost", [reparam.DEFAULT_COST, reparam.cost.always, reparam.cost.parameters])
+def test_random_nets_of_one_size(cost: reparam.cost.Cost) -> None:
+    """Biases become maps, and scales and shifts leave their norms, and no region fails its check."""
+    made = 0
+
+    @settings(max_examples=25, derandomize=True, **common)
+    @given(recipes)
+    def run(recipe: Recipe) -> None:
+        nonlocal made
+        model, x = recipe.build(), recipe.inputs()[0]
+        hypothesis.note(source(model))
+        fused = copy.deepcopy(model)
+        receipt = Session(fused, Options(cost, example_inputs=x, bias_maps=True)).apply(check=True)
+        assert not [str(refusal) for refusal in receipt.left if refusal.rule == "check"]
+        same(model, fused, x, tolerance=1e-9, floor=0.01)
+        made += sum(isinstance(module, BiasMap) for module in fused.modules())
+
+    run()
+    assert made > 0 or cost is reparam.cost.parameters

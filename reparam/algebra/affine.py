@@ -17,8 +17,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from reparam.algebra.bias_map import mapped_size, may_map, moved_map, with_bias
 from reparam.algebra.branch_sum import branch_sum
-from reparam.algebra.conv import Border, Conv
+from reparam.algebra.conv import Border, Conv, Ints
 from reparam.algebra.conv_after_conv import conv_after_conv
 from reparam.algebra.groups import response
 from reparam.algebra.refusal import Refusal
@@ -34,12 +35,14 @@ class Affine:
     Args:
         terms: root (anything hashable) to convolution.
         biased: whether there is a bias.
-        bias: ``(out,)``; None: no bias, or structure only.
+        bias: ``(out,)``, or ``(out, *size)`` if it is a map; None: no bias, or structure only.
+        size: of the bias, if it is a map and the formula so holds for one size only.
     """
 
     terms: Mapping[Any, Conv]
     biased: bool = False
     bias: Tensor | None = None
+    size: Ints | None = None
 
     @property
     def channels(self) -> int:
@@ -91,7 +94,7 @@ def border_rule(outer: Conv, inner: Affine) -> Refusal | None:
     if not inner.biased and len(inner.terms) == 1 and all(conv.identity for conv in inner.terms.values()):
         return None  # the value is its root
     if outer.never_outside or outer.transposed:
-        if outer.transposed and inner.biased:
+        if outer.transposed and inner.biased and not may_map(outer):
             return Refusal(RULE, "a transposed convolution spreads a bias unevenly", "drop the bias before it")
         return None
     if outer.border is not Border.CONSTANT:
@@ -107,13 +110,14 @@ def border_rule(outer: Conv, inner: Affine) -> Refusal | None:
                 f"the second operation pads axis {axis} of a value whose own formula varies there",
                 "pad the input of the first operation instead of its output",
             )
-        if outer.fill is None and not inner.zero_outside(axis):
+        filled = any(conv.fill is not None for conv in inner.terms.values())
+        if outer.fill is None and not inner.zero_outside(axis) and (filled or not may_map(outer)):
             return Refusal(
                 RULE,
                 "a value with a bias is padded by zeros, and the formula gives the bias there",
                 "pad the input of the first operation, pad by the bias, or drop the bias",
             )
-        if outer.fill is not None and not _same(outer.fill, inner):
+        if outer.fill is not None and (inner.size is not None or not _same(outer.fill, inner)):
             return Refusal(
                 RULE,
                 "the constant that pads the border is not what the padded value's formula gives there",
@@ -149,7 +153,7 @@ def substitute(outer: Affine, formulas: Mapping[Any, Affine], *, trusted: bool =
         (['x'], True)
     """
     parts: dict[Any, list[Conv]] = {}
-    biased, bias = outer.biased, outer.bias
+    biased, bias, size = outer.biased, outer.bias, outer.size
     for root, conv in outer.terms.items():
         if root not in formulas:
             parts.setdefault(root, []).append(conv)
@@ -166,16 +170,20 @@ def substitute(outer: Affine, formulas: Mapping[Any, Affine], *, trusted: bool =
             parts.setdefault(inner_root, []).append(composed)
         if inner.biased:
             biased = True
+            mapped = mapped_size(conv, inner.size)
+            size = size or mapped
+            if mapped is not None and conv.order is not None:
+                return Refusal(RULE, "a bias that differs over space keeps the order of its axes")
             if inner.bias is not None and conv.numeric:
-                moved = response(conv, inner.bias.double())
-                bias = moved if bias is None else bias.double() + moved.to(bias.device)
+                moved = moved_map(conv, inner.bias) if mapped else response(conv, inner.bias.double())
+                bias = moved if bias is None else with_bias(bias, moved)
     terms: dict[Any, Conv] = {}
     for root, convs in parts.items():
         total = branch_sum(convs)
         if isinstance(total, Refusal):
             return total
         terms[root] = total
-    result = Affine(terms, biased, bias)
+    result = Affine(terms, biased, bias, size)
     if (outer.bias is None and outer.biased) or any(f.biased and f.bias is None for f in formulas.values()):
         result = replace(result, bias=None)
     return result

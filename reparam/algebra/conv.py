@@ -56,6 +56,7 @@ class Conv:
             they are. Then ``axes`` is that of the input.
         lengths: of the input along every axis, where an example fixes them.
         remainders: per axis, the remainders that the input's length may leave, divided by the stride; None: any.
+        one_size: the formula need hold for those lengths alone.
         pending: the weight, if it is not computed yet.
 
     Example:
@@ -81,6 +82,7 @@ class Conv:
     order: Ints | None = None
     lengths: Ints | None = None
     remainders: tuple[Ints, ...] | None = None
+    one_size: bool = False
     pending: Pending | None = None
 
     def __post_init__(self) -> None:

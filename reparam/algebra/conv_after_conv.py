@@ -168,6 +168,7 @@ def _composed_box(outer: Conv, inner: Conv) -> Conv | Refusal:
         fill=border[1],
         lengths=(outer.lengths or inner.lengths) if inner.pointwise else inner.lengths,
         remainders=inner.remainders if outer.remainders is None else outer.remainders,
+        one_size=outer.one_size or inner.one_size,
     )
 
 
@@ -189,9 +190,8 @@ def _over(conv: Conv, axes: int) -> Conv:
     ones, zeros = (1,) * axes, (0,) * axes
     weight = conv.weight if conv.pending is None else rows(conv)
     weight = None if weight is None else weight.reshape(*weight.shape[:2], *ones)
-    return replace(
-        conv, kernel=ones, stride=ones, dilation=ones, lo=zeros, hi=zeros, weight=weight, pending=None, order=None
-    )
+    flat = replace(conv, pending=None, order=None, lengths=None)
+    return replace(flat, kernel=ones, stride=ones, dilation=ones, lo=zeros, hi=zeros, weight=weight)
 
 
 def _composed_border(outer: Conv, inner: Conv) -> tuple[Border, Tensor | None] | Refusal:

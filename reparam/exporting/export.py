@@ -2,9 +2,6 @@
 
 import contextlib
 import copy
-import io
-import logging
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.errors import CheckError, MissingPackageError, ReparamError
+from reparam.exporting.quiet import quietly
 from reparam.exporting.written import Written, onnx_file, program_file
 from reparam.files import in_a_folder
 from reparam.verification.result import Verification
@@ -94,7 +92,7 @@ def _onnx(
         raise MissingPackageError.of("onnxscript", "writes ONNX files", "onnx") from error
     size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     args, kwargs, shapes = _prepared(args, kwargs, dynamic)
-    with _quiet(), _explained(model, path):
+    with quietly(), _explained(model, path):
         torch.onnx.export(
             model,
             args,
@@ -112,7 +110,7 @@ def _program(
     model: nn.Module, args: Any, kwargs: Any, path: Path, dtype: torch.dtype, like: Any, dynamic: bool
 ) -> Written:
     args, kwargs, shapes = _prepared(args, kwargs, dynamic)
-    with _quiet(), _explained(model, path), torch.no_grad():
+    with quietly(), _explained(model, path), torch.no_grad():
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
         torch.export.save(program, path)
     return program_file(path, dtype, like, tuple(kwargs))
@@ -136,19 +134,6 @@ def _prepared(args: Any, kwargs: Any, dynamic: bool) -> tuple[Any, Any, Any]:
     batch = torch.export.Dim("batch")
     shapes = tree_map(lambda leaf: {0: batch}, (args, kwargs))
     return args, kwargs, (*shapes[0], *shapes[1].values())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Within it, exporters say nothing about themselves."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 @contextlib.contextmanager

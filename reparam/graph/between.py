@@ -19,7 +19,8 @@ def boundaries(plans: Iterable[NetPlan]) -> tuple[Refusal, ...]:
     first: dict[tuple[str, str, str], tuple[Refusal, int]] = {}
     for plan in plans:
         for value in _between(plan):
-            refusal = plan.boundaries.get(value, Refusal("boundary", f"{value.name} is no affine convolution"))
+            refusal = plan.alone.get(value) or plan.boundaries.get(value)
+            refusal = refusal or Refusal("boundary", f"{value.name} is no affine convolution")
             key = (value.name, refusal.rule, refusal.condition)
             found, count = first.get(key, (refusal.at(value.path, value.name), 0))
             first[key] = found, count + 1
@@ -44,7 +45,7 @@ def _between(plan: NetPlan) -> list[Value]:
     return [
         value
         for value in plan.net.values
-        if (value in behind) + (value in before) + (value in plan.boundaries) >= 2
+        if (value in behind) + (value in before) + (value in plan.boundaries or value in plan.alone) >= 2
         and value not in plan.operations
         and value not in covered
         and not is_plain(value)

@@ -12,7 +12,7 @@ from reparam.algebra import Affine, Border, Conv, interned
 from reparam.algebra.groups import densify, rows
 from reparam.graph.clones import shallow
 from reparam.graph.guard import OfLengths
-from reparam.nn.parts import ChannelScale
+from reparam.nn.parts import BiasMap, ChannelScale
 
 CONVS: Final[Mapping[int, type[nn.Module]]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: Final[Mapping[int, type[nn.Module]]] = {
@@ -30,7 +30,7 @@ BORDER_PADS: Final[Mapping[Border, str]] = {
 
 def build(
     conv: Conv,
-    bias: Tensor | None,  # (out,)
+    bias: Tensor | None,  # (out,) or (out, *size)
     *,
     dtype: torch.dtype,
     device: torch.device | str,
@@ -41,7 +41,7 @@ def build(
 
     Args:
         conv: the convolution; without a weight it is the identity.
-        bias: one number per channel of the result, or None.
+        bias: one number per channel of the result, or a map of it, or None.
         dtype: of the weights.
         device: of the weights.
         trainable: whether the weights require gradients.
@@ -50,8 +50,10 @@ def build(
     Returns:
         ``ChannelScale``, ``nn.Linear``, ``nn.Conv*d``, ``nn.ConvTranspose*d``, or ``nn.Sequential`` of a padding and a
         convolution where no symmetric padding fits; with a check of the size in front where the formula holds for some
-        sizes only.
+        sizes only, and with ``BiasMap`` behind it where the bias is a map.
     """
+    image = bias if bias is not None and bias.dim() > 1 else None
+    bias = None if image is not None else bias
     module, pad = _shell(conv, bias is not None, beside)
     if conv.pending is not None and not (isinstance(module, nn.Linear) and conv.groups > 1):
         weight = conv.pending.compute(dtype, device)
@@ -69,6 +71,8 @@ def build(
     steps = [pad, module] if pad is not None else [module]
     if conv.remainders is not None:
         steps.insert(0, OfLengths(conv.stride, conv.remainders))
+    if image is not None:
+        steps.append(BiasMap(_rounded(image, dtype, device), trainable=trainable))
     return module.eval() if len(steps) == 1 else nn.Sequential(*steps).eval()
 
 
@@ -77,7 +81,8 @@ def kind_of(formula: Affine) -> type[nn.Module]:
     (conv,) = formula.terms.values()
     with torch.device("meta"):
         module, pad = _shell(conv, formula.biased, beside=False)
-    return type(module) if pad is None and conv.remainders is None else nn.Sequential
+    alone = pad is None and conv.remainders is None and formula.size is None
+    return type(module) if alone else nn.Sequential
 
 
 def _rounded(values: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -51,12 +51,19 @@ def _region_error(
         inputs: dict[Value, Tensor] = {}
         for root, conv in formula.terms.items():
             assert isinstance(root, Value)
+            meant = plan.aliases.get(root, root)
+            if meant in inputs:
+                inputs[root] = inputs[meant]
+                continue
             shape = [BATCH[trial], conv.in_channels or formula.channels or 3]
             axes = conv.axes if conv.in_channels else max(c.axes for c in formula.terms.values())
             shape += [length(conv, axis, outputs + extra, trial) for axis in range(axes)]
+            if formula.size is not None:
+                given = [length(conv, axis, size - axis % 2, 0) for axis, size in enumerate(formula.size)]
+                shape[2:] = conv.lengths or given
             if axes == 0:
                 shape[1:1] = [3] * (max(plan.known.rank(root).least, 2) - 2)
-            inputs[root] = torch.randn(shape, generator=generator, dtype=torch.float64)
+            inputs[meant] = inputs[root] = torch.randn(shape, generator=generator, dtype=torch.float64)
         with torch.no_grad(), Direct():
             wanted = run(region, result, inputs, modules)
             found, magnitude = evaluator.run(inputs)
@@ -77,6 +84,9 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
         generator = torch.Generator().manual_seed(trial)
         inputs: dict[Value, Tensor] = {}
         with torch.no_grad():
+            if norm in plan.bared:
+                worst = max(worst, *(_bared_error(plan, norm, m, formulas[m], generator, modules) for m in members))
+                continue
             if before:
                 source = next(iter(plan.formulas[norm].terms))
                 space = plan.known.spaces[norm]
@@ -107,6 +117,33 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
                 return float("inf")
             worst = max(worst, float((wanted - found).abs().max() / (wanted.abs().max() + 1e-300)))
     return worst
+
+
+def _bared_error(
+    plan: NetPlan,
+    norm: Value,
+    member: Value,
+    formula: Affine,
+    generator: torch.Generator,
+    modules: dict[int, nn.Module],
+) -> float:
+    """The same for one reader of a norm that loses its scale and shift."""
+    wrap = next(w for w in plan.wraps[member] if w.norm is norm)
+    space = plan.known.spaces[norm]
+    (conv,) = formula.terms.values()
+    places = [length(conv, axis, 4 + margin([formula]), 0) for axis in range(space.axes)]
+    shape = [2, space.channels, *places] if space.axes else _tokens(plan, norm, space.channels)
+    if not space.axes and conv.axes:  # tokens become an image on the way
+        shape = [2, *(length(conv, axis, 4 + margin([formula]), 0) for axis in range(conv.axes)), space.channels]
+    bare = torch.randn(shape, generator=generator, dtype=torch.float64)
+    scale = plan.operations[norm].numbers()
+    whole = evaluate(scale, {norm: bare})
+    assert wrap.root is not None
+    wanted = Evaluation({norm: whole}, modules).value(member)
+    found = evaluate(formula, {wrap.root: Evaluation({norm: bare}, modules).value(wrap.root)})
+    if wanted.shape != found.shape:
+        return float("inf")
+    return float((wanted - found).abs().max() / (wanted.abs().max() + 1e-300))
 
 
 def _tokens(plan: NetPlan, value: Value, channels: int) -> list[int]:

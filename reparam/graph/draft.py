@@ -207,4 +207,4 @@ class Draft:
 
 
 def _structure(formula: Affine) -> Affine:
-    return Affine({root: conv.structure for root, conv in formula.terms.items()}, formula.biased)
+    return Affine({root: conv.structure for root, conv in formula.terms.items()}, formula.biased, size=formula.size)

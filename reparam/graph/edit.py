@@ -16,6 +16,7 @@ from reparam.graph.modules import Fused
 from reparam.graph.net import Frame, Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.source import forward_source
+from reparam.graph.statistic_norms import bare_call
 from reparam.graph.swap import delete, holds_tensors, replace_module
 from reparam.graph.used import Used, join, makers
 
@@ -41,6 +42,7 @@ class Edit:
     frame: Frame
     regions: list[Fused] = field(default_factory=list)
     passed: list[tuple[NetPlan, Value]] = field(default_factory=list)
+    bared: list[Value] = field(default_factory=list)
     added: dict[str, nn.Module] = field(default_factory=dict)
     created: list[tuple[fx.Node, Fused, Value]] = field(default_factory=list)
     old_targets: set[str] = field(default_factory=set)
@@ -80,6 +82,8 @@ class Edit:
                         new = graph.call_function(require_rank, (new, rank))
             node.replace_all_uses_with(new)
             replaced[node] = new
+        for norm in self.bared:
+            bare_call(norm.node)
         nothing = {node for node, known in self.frame.env.items() if isinstance(known, Value) and known in unread}
         output = graph.output_node()
         output.args = fx.map_arg(output.args, lambda node: None if node in nothing else node)
@@ -137,14 +141,15 @@ class Edit:
         """The name of the child that held the largest kernel of the term."""
         plan = fused.plan
         best, size = "", (-1, -1)
-        for value in (*plan.absorbed(fused.value), fused.value):
+        meant = plan.aliases.get(root, root)
+        for value in plan.part(fused.value, root):
             operation = plan.operations[value]
             if operation.label == "identity" or (best and all(conv.diagonal for conv in operation.terms.values())):
                 continue
             target = self._child(value)
             conv = max(operation.terms.values(), key=lambda c: c.taps)
             weight = (conv.taps, conv.in_channels * conv.out_channels // max(conv.groups, 1))
-            reads = root in operation.terms or root in _roots(plan, value)
+            reads = meant in operation.terms or meant in _roots(plan, value)
             if target and reads and weight > size and target not in self.added:
                 best, size = target, weight
         read_elsewhere = any(best.partition(".")[0] in names for names in uncalled(type(self.frame.module)).values())

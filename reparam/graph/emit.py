@@ -11,6 +11,7 @@ from reparam.graph.guard import OfRank
 from reparam.graph.modules import Fused
 from reparam.graph.net import Frame, Net, Value
 from reparam.graph.placing import Mode
+from reparam.graph.statistic_norms import bare_module
 from reparam.graph.structures import values_in
 from reparam.graph.swap import State, carry_attributes, homes_of, replace_module
 from reparam.graph.used import Used, called
@@ -33,6 +34,9 @@ class Emitter:
         for value in where.passed:
             if value.module is None:
                 self._edit(value.frame).passed.append((fused.plan, value))
+        for norm in where.bared:
+            if norm.module is None:
+                self._edit(norm.frame).bared.append(norm)
 
     def _edit(self, frame: Frame) -> Edit:
         return self.edited.setdefault(frame, Edit(frame))
@@ -70,6 +74,11 @@ class Emitter:
                 assert isinstance(old, nn.Module)
                 carry_attributes(old, module)
                 replace_module(homes, old, module)
+        for norm in dict.fromkeys(norm for fused in regions for norm in fused.place.bared):
+            if norm.module is not None:
+                bare = bare_module(norm.module)
+                carry_attributes(norm.module, bare)
+                replace_module(homes, norm.module, bare)
         for value in dropped:
             assert value.module is not None
             nothing = nn.Identity().train(value.module.training)

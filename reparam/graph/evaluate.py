@@ -40,7 +40,8 @@ class Evaluator:
         others = [axis for axis in range(total.dim()) if axis != total.dim() - 1 - axes]
         magnitude = total.square().mean(others).sqrt().reshape(-1, *(1,) * axes)
         if self.formula.bias is not None:
-            bias = self.formula.bias.double().cpu().reshape(-1, *(1,) * axes)
+            bias = self.formula.bias.double().cpu()
+            bias = bias if bias.dim() > 1 else bias.reshape(-1, *(1,) * axes)
             total, magnitude = total + bias, magnitude + bias.abs()
         return total, magnitude + magnitude.mean() + torch.finfo(torch.float64).tiny
 

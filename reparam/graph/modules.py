@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from reparam.algebra import Affine, Refusal
 from reparam.graph.build import build
+from reparam.graph.memory_format import has_channels_last, put_channels_last
 from reparam.graph.net import Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.placing import Place
@@ -17,11 +18,12 @@ from reparam.graph.placing import Place
 @final
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Data type and device of weights, and whether they are trained."""
+    """Data type and device of weights, whether they are trained, and whether their channels lie last in memory."""
 
     dtype: torch.dtype
     device: torch.device
     trainable: bool
+    channels_last: bool
 
 
 @final
@@ -46,7 +48,7 @@ class Fused:
 
 def mixed(plan: NetPlan, value: Value) -> Refusal | None:
     """Why the weights of a region cannot be put together: several data types or devices."""
-    members = (*plan.absorbed(value), value)
+    members = plan.members(value)
     kinds = {tensor.dtype for member in members for tensor in _weights(plan, member)}
     if len(kinds) > 1:
         return Refusal("dtype", f"weights of several data types: {sorted(map(str, kinds))}", "use one data type")
@@ -67,11 +69,12 @@ def _tensors(value: Value) -> Iterator[Tensor]:
 
 def kind_of_weights(plan: NetPlan, value: Value) -> Kind | Refusal:
     """Of what kind the weights of a region are."""
-    weights = [tensor for member in (*plan.absorbed(value), value) for tensor in _weights(plan, member)]
+    weights = [tensor for member in plan.members(value) for tensor in _weights(plan, member)]
     weights = weights or _only_weights(plan.net.root.module)
     if not weights:
         return Refusal("dtype", "no weight fixes the data type of the result", "use one data type in the whole model")
-    return Kind(weights[0].dtype, weights[0].device, any(tensor.requires_grad for tensor in weights))
+    trainable, channels_last = (any(map(asked, weights)) for asked in (lambda w: w.requires_grad, has_channels_last))
+    return Kind(weights[0].dtype, weights[0].device, trainable, channels_last)
 
 
 def built(formula: Affine, kind: Kind) -> dict[Value, nn.Module | None]:
@@ -85,8 +88,10 @@ def built(formula: Affine, kind: Kind) -> dict[Value, nn.Module | None]:
         if conv.identity and bias is None and beside:
             modules[root] = None
             continue
-        modules[root] = build(conv, bias, dtype=kind.dtype, device=kind.device, trainable=kind.trainable, beside=beside)
-        bias = None
+        module = build(conv, bias, dtype=kind.dtype, device=kind.device, trainable=kind.trainable, beside=beside)
+        if kind.channels_last:
+            put_channels_last(module)
+        modules[root], bias = module, None
     return {root: modules[root] for root in formula.terms if isinstance(root, Value)}
 
 

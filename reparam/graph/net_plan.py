@@ -1,10 +1,11 @@
 """What happens to the values of one net, and the numbers that follow from it."""
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from reparam.algebra import Affine, Refusal, substitute
+from reparam.algebra.bias_map import flattened
 from reparam.graph.lift import Known
 from reparam.graph.net import Net, Value
 from reparam.graph.operation import Operation, absorbed
@@ -32,6 +33,9 @@ class NetPlan:
         spread: values that disappeared into several readers.
         wraps: scales and shifts that a value takes over through passages.
         groups: each norm that was taken over, with those that share it.
+        groupings: of a sum whose branches become several convolutions of one input: the input's name by branch.
+        aliases: what such a name stands for.
+        bared: norms of which nothing but the statistics is left; their operation is the scale and shift that went.
         alone: why a norm was not taken over.
         dropped: norms whose value nothing reads.
     """
@@ -50,6 +54,9 @@ class NetPlan:
     spread: dict[Value, list[Value]] = field(default_factory=dict)
     wraps: dict[Value, list[Wrap]] = field(default_factory=dict)
     groups: list[tuple[Value, list[Value]]] = field(default_factory=list)
+    groupings: dict[Value, dict[Value, Value]] = field(default_factory=dict)
+    aliases: dict[Value, Value] = field(default_factory=dict)
+    bared: list[Value] = field(default_factory=list)
     alone: dict[Value, Refusal] = field(default_factory=dict)
     dropped: list[Value] = field(default_factory=list)
 
@@ -65,19 +72,54 @@ class NetPlan:
         """All values that disappeared into ``value``, in order of execution."""
         return absorbed(self.operations, self.inlined, value)
 
+    def alias(self, root: Value, number: int) -> Value:
+        """Another name for a value, so that a formula can have several convolutions of it."""
+        known = [name for name, meant in self.aliases.items() if meant is root]
+        while len(known) < number:
+            known.append(replace(root))
+            self.aliases[known[-1]] = root
+            self.sizes[known[-1]] = self.sizes[root]
+            for frame in self.net.frames:
+                if root in frame.locals:
+                    frame.locals[known[-1]] = frame.locals[root]
+        return known[number - 1]
+
+    def part(self, value: Value, root: Value) -> list[Value]:
+        """The values in ``value`` that one of its terms contains, as far as its terms are groups of branches."""
+        names = self.groupings.get(value, {})
+        inside = {
+            m for b, name in names.items() if name is root or root not in names.values() for m in (b, *self.absorbed(b))
+        }
+        return [m for m in (*self.absorbed(value), value) if (m in inside) == (root in self.aliases)]
+
+    def members(self, value: Value) -> list[Value]:
+        """``value``, what disappeared into it, and the branches that it took over with what disappeared into them."""
+        joined = [wrap.joined for wrap in self.wraps.get(value, ()) if wrap.joined is not None]
+        return [*(m for other in joined for m in self.members(other)), *self.absorbed(value), value]
+
     def numbers(self, value: Value) -> Affine:
         """The formula of a value with weights."""
-        formula = numbers(self.operations, self.inlined, value, pending=True)
+        formula = numbers(self.operations, self.inlined, value, self.groupings.get(value), pending=True)
         for wrap in self.wraps.get(value, ()):
-            result = wrapped(formula, value, wrap, numbers(self.operations, self.inlined, wrap.norm))
+            joined = wrap.joined
+            other = numbers(self.operations, self.inlined, wrap.norm) if joined is None else self.numbers(joined)
+            result = wrapped(formula, value, wrap, other)
             if isinstance(result, Refusal):
                 raise AssertionError(f"a planned formula cannot be computed: {result}")
             formula = result
+        if self.formulas[value].size is None and formula.size is not None:
+            assert formula.bias is not None  # what was padded and cropped again
+            formula = replace(formula, bias=flattened(formula.bias), size=None)
         return formula
 
 
 def numbers(
-    operations: Mapping[Value, Operation], inlined: Container[Value], value: Value, *, pending: bool = False
+    operations: Mapping[Value, Operation],
+    inlined: Container[Value],
+    value: Value,
+    names: Mapping[Value, Value] | None = None,
+    *,
+    pending: bool = False,
 ) -> Affine:
     """The formula of ``value`` with weights, the formulas of ``inlined`` put in.
 
@@ -85,33 +127,54 @@ def numbers(
         operations: by value.
         inlined: what is put in.
         value: whose formula it is.
+        names: by branch, another name for its one input, so that it is not joined with the others.
         pending: whether large weights are left to be computed, see ``reparam.algebra.Pending``.
     """
-    done: dict[Value, Affine] = {}
-    result: Affine | Refusal = Affine({})
-    for v in (*absorbed(operations, inlined, value), value):
-        formula = operations[v].numbers(pending)
-        inner = {source: done[source] for source in formula.terms if source in done}
-        result = substitute(formula, inner, trusted=True) if inner else formula
-        if isinstance(result, Refusal) or any(root in inlined for root in result.terms):
-            result = _from_outside(operations, inlined, v)
-        if isinstance(result, Affine):
-            done[v] = result
+    result = folded(operations, inlined, value, names, pending=pending)
     if isinstance(result, Refusal):
         raise AssertionError(f"a planned formula cannot be computed: {result}")
     return result
 
 
-def _from_outside(operations: Mapping[Value, Operation], inlined: Container[Value], value: Value) -> Affine | Refusal:
+def folded(
+    operations: Mapping[Value, Operation],
+    inlined: Container[Value],
+    value: Value,
+    names: Mapping[Value, Value] | None = None,
+    *,
+    pending: bool = False,
+    numeric: bool = True,
+) -> Affine | Refusal:
+    """The same, or without weights, or why a part of a planned formula is none by itself."""
+    done: dict[Value, Affine] = {}
+    result: Affine | Refusal = Affine({})
+    for v in (*absorbed(operations, inlined, value), value):
+        formula = operations[v].numbers(pending) if numeric else operations[v].structure
+        inner = {source: done[source] for source in formula.terms if source in done}
+        result = substitute(formula, inner, trusted=True) if inner else formula
+        if isinstance(result, Refusal) or any(root in inlined for root in result.terms):
+            result = _from_outside(operations, inlined, v, numeric=numeric)
+        if isinstance(result, Affine):
+            if names is not None and v in names:
+                (conv,) = result.terms.values()
+                result = replace(result, terms={names[v]: conv})
+            done[v] = result
+    return result
+
+
+def _from_outside(
+    operations: Mapping[Value, Operation], inlined: Container[Value], value: Value, *, numeric: bool = True
+) -> Affine | Refusal:
     """The same, one operation after the other from the last to the first.
 
     A layer between two changes of layout is a convolution, and a part of the three behind a convolution is none.
     """
-    formula: Affine | Refusal = operations[value].numbers()
+    formula: Affine | Refusal = operations[value].numbers() if numeric else operations[value].structure
     while isinstance(formula, Affine):
         inside = [root for root in formula.terms if isinstance(root, Value) and root in inlined]
         if not inside:
             break
         last = max(inside, key=lambda root: root.index)
-        formula = substitute(formula, {last: operations[last].numbers()}, trusted=True)
+        inner = operations[last].numbers() if numeric else operations[last].structure
+        formula = substitute(formula, {last: inner}, trusted=True)
     return formula

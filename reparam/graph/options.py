@@ -27,6 +27,7 @@ class Options:
         only: the same, of modules outside of which everything stays as it is; None for the whole model.
         liftings: what is known to be linear.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, for modules that need sizes.
+        bias_maps: whether the result need hold for the sizes of the example only.
 
     Raises:
         ReparamError: an option is of the wrong kind.
@@ -37,12 +38,18 @@ class Options:
     liftings: tuple[Lifting, ...] = LIFTINGS
     example_inputs: Any = None
     only: tuple[Rule, ...] | None = None
+    bias_maps: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exclude", rules(self.exclude))
         object.__setattr__(self, "only", None if self.only is None else rules(self.only, "only"))
         object.__setattr__(self, "liftings", _liftings(self.liftings))
         _check_cost(self.cost)
+        if self.bias_maps and self.example_inputs is None:
+            raise ReparamError(
+                "expected example_inputs beside bias_maps=True, found none: a map of a bias holds for one size, so pass"
+                " inputs of that size"
+            )
 
     def excludes(self, path: str, module: nn.Module) -> bool:
         """Whether a module is excluded."""

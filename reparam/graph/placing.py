@@ -41,6 +41,7 @@ class Place:
         stands_for: per root, the value that carries it in the frame of ``at`` after the rewrite.
         passed: values that hand on their input from now on.
         container: the frame whose module is replaced.
+        bared: norms of which nothing but the statistics is left.
     """
 
     at: Value
@@ -48,6 +49,7 @@ class Place:
     stands_for: Mapping[Value, Value]
     passed: tuple[Value, ...]
     container: Frame | None = None
+    bared: tuple[Value, ...] = ()
 
 
 @final

@@ -10,8 +10,11 @@ from typing import Final, final
 
 from reparam.algebra import Affine, Refusal
 from reparam.cost import Cost
+from reparam.graph.baring import Baring
 from reparam.graph.behind import Behind
 from reparam.graph.draft import Draft
+from reparam.graph.grouping import Grouping
+from reparam.graph.joining import Joining
 from reparam.graph.lift import Known, Lifting
 from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan
@@ -60,6 +63,15 @@ class _Planner:
         for value in order:
             if not self.plan.gone(value) and value not in self.plan.wraps and self._is_norm_of_pool(value):
                 self._improve(value)
+        grouping = Grouping(self.draft, self.worth)
+        for value in reversed(order):  # a sum before its partial sums
+            grouping.regroup(value)
+        joining = Joining(self.draft, self.worth)
+        for value in order:
+            joining.join(value)
+        baring = Baring(self.draft, self.worth)
+        for value in self.plan.net.values:
+            baring.bare(value)
         for value in list(self.plan.places):
             if self._is_wasteful(value):
                 self.draft.take_back(value)

@@ -1,6 +1,7 @@
 """From a model to its plan, and from the plan to the fused model."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import final
 
 import torch
@@ -41,7 +42,9 @@ class Session:
         with reading():
             self.reading: Reading = read(model, calls, declared_in(options.liftings))
             limits = Limits(model, self.reading, options)
-            self.plans = _with_use([self._plan(net, Known.of(net, calls), limits) for net in self.reading.nets])
+            self.plans = _with_use(
+                [self._plan(net, Known.of(net, calls, one_size=options.bias_maps), limits) for net in self.reading.nets]
+            )
         self._reports = Reports(model, options, self.reading, self.plans, calls)
 
     def _plan(self, net: Net, known: Known, limits: Limits) -> NetPlan:
@@ -117,7 +120,7 @@ class Session:
                     failed.append(refusal.at(value.path, value.name))
         if check:
             failed += self._check_groups(ready, errors)
-        self.fused = _without_entangled(ready)
+        self.fused = _without_entangled(ready, self.plans)
         together = "it shares operations with a region that is left alone"
         kept = {fused.value for fused in self.fused}
         for fused in ready:
@@ -145,27 +148,29 @@ def _differs(error: float) -> str:
     return f"the fused form differs by {error:.1e}: a bug of this library or of a lifting, please report it"
 
 
-def _without_entangled(ready: list[Fused]) -> list[Fused]:
-    """Regions that share a vanished value stand or fall together."""
+def _without_entangled(ready: list[Fused], plans: Iterable[NetPlan]) -> list[Fused]:
+    """Regions that share a vanished value, or a norm that they took over, stand or fall together."""
+    needs = _needs(plans)
     while True:
         present = {fused.value for fused in ready}
-        keep = []
-        for fused in ready:
-            shared = [v for v in fused.plan.absorbed(fused.value) if v in fused.plan.spread]
-            needed = {_final(fused.plan, reader) for v in shared for reader in fused.plan.spread[v]}
-            needed.update(m for norm, members in fused.plan.groups if fused.value in members for m in members)
-            if needed <= present:
-                keep.append(fused)
+        keep = [fused for fused in ready if needs[fused.value] <= present]
         if len(keep) == len(ready):
             return keep
         ready = keep
 
 
-def _final(plan: NetPlan, value: Value) -> Value:
-    """The materialised value in which ``value`` ends up."""
-    while value in plan.inlined:
-        value = next(reader for reader, operation in plan.operations.items() if value in operation.terms)
-    return value
+def _needs(plans: Iterable[NetPlan]) -> Mapping[Value, set[Value]]:
+    """All regions that must be fused if one is, by its value."""
+    needs: defaultdict[Value, set[Value]] = defaultdict(set)
+    for plan in plans:
+        sharers: defaultdict[Value, list[Value]] = defaultdict(list)
+        for value in plan.changed():
+            for vanished in plan.absorbed(value):
+                sharers[vanished].append(value)
+        for together in (*sharers.values(), *(members for _, members in plan.groups)):
+            for value in together:
+                needs[value].update(together)
+    return needs
 
 
 def _unfit(formula: Affine, modules: Mapping[Value, nn.Module | None]) -> Refusal | None:

@@ -35,6 +35,8 @@ def shapes_of(net: Net, calls: Mapping[str, list[Call]] | None) -> dict[Value, S
         call = _only(calls, value.path) if value.module is not None else None
         if call is not None:
             note(value, call.result)
+            for argument, found in zip(value.args, call.arguments.values(), strict=False):
+                note(argument, found)
     return shapes
 
 

@@ -47,6 +47,20 @@ def batch_only(value: Value) -> bool:
     return name_of(value) in SIZE_CALLS and len(value.args) == 2 and value.args[1] == 0
 
 
+def of_sizes_alone(value: Value) -> bool:
+    """Whether a value depends on the input by sizes alone, as a weight that is made for ``x.shape[1]`` channels."""
+    pending, seen = [value], {value}
+    while pending:
+        current = pending.pop()
+        if current.node.op == "placeholder":
+            return False
+        if not is_plain(current):
+            new = [source for source in current.inputs if source not in seen]
+            seen.update(new)
+            pending += new
+    return True
+
+
 def size_of(number: Any) -> Size | None:
     """The size that a number is, up to a constant."""
     more = 0

@@ -69,8 +69,11 @@ def _settle(net: Net, spaces: dict[Value, Space], ranks: Mapping[Value, Rank], s
 def _from_constant(value: Value, spaces: dict[Value, Space]) -> None:
     """A constant of many numbers on one axis fixes that axis of a product or sum, whatever the other operand is.
 
-    It is asked last: the constant may lie on another axis than the channels, and then a reader says where these are.
+    It is asked last: the constant may lie on another axis than the channels, and then a reader says where these are. So
+    may the one axis over which a layer norm goes.
     """
+    if isinstance(value.module, nn.LayerNorm) and len(value.module.normalized_shape) == 1:
+        spaces[value] = Space(value.module.normalized_shape[0], 0)
     if name_of(value) not in SUMS and name_of(value) not in PRODUCTS:
         return
     for constant in value.args[:2]:

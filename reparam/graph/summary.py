@@ -91,9 +91,12 @@ def region_members(plan: NetPlan, value: Value) -> dict[Value, float]:
     The norms that it takes over through passages come last; of one behind a concatenation, each operation in front of
     the concatenation takes over some channels.
     """
-    members = dict.fromkeys((*plan.absorbed(value), value), 1.0)
+    members = dict.fromkeys(plan.members(value), 1.0)
     for wrap in plan.wraps.get(value, ()):
-        channels = plan.formulas[wrap.norm].channels
+        if wrap.joined is not None:
+            members[wrap.norm] = 1.0
+            continue
+        channels = plan.operations[wrap.norm].structure.channels
         for member in (*plan.absorbed(wrap.norm), wrap.norm):
             members[member] = wrap.channels / channels
     return members
@@ -109,7 +112,10 @@ def region_path(plan: NetPlan, value: Value) -> str:
 
 def kernels(formula: Affine) -> tuple[Kernel, ...]:
     """The terms of a formula."""
-    return tuple(_kernel(conv, len(formula.terms) > 1) for conv in formula.terms.values())
+    convs = tuple(_kernel(conv, len(formula.terms) > 1) for conv in formula.terms.values())
+    if formula.size is None:
+        return convs
+    return (*convs, Kernel(Kind.BIAS_MAP, formula.channels, formula.channels, formula.size))
 
 
 def _kernel(conv: Conv, beside: bool) -> Kernel:

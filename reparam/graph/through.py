@@ -54,7 +54,7 @@ class Through:
             self._refuse_norm(norm, refusal)
 
     def _reading(self, value: Value) -> int:
-        readers = [user for user in value.users if user not in self.plan.dead and not _only_shape(user, value)]
+        readers = [user for user in value.users if user not in self.plan.dead and not only_shape(user, value)]
         return len(readers) + (2 if value.returned else 0)
 
     def _refuse_norm(self, norm: Value, refusal: Refusal) -> None:
@@ -65,28 +65,9 @@ class Through:
 
     def _wrap(self, norm: Value, found: list[tuple[Value, Wrap]]) -> Refusal | None:
         before = {norm: self.plan.formulas[norm]} | {value: self.plan.formulas[value] for value, _ in found}
-        after: dict[Value, Affine] = {}
-        for value, wrap in found:
-            if self.plan.gone(value) or value in after:
-                return Refusal("used_elsewhere", f"{value.name} at {value.path} became part of another operation")
-            stays = self.draft.stays(value)
-            if stays is not None:
-                return stays
-            gone = next((p for p in wrap.passages if p in self.plan.inlined), None)
-            if gone is not None:
-                return Refusal("used_elsewhere", f"{gone.name} at {gone.path} became part of another operation")
-            span = sorted((value.index, norm.index))
-            moved = [value, norm, *wrap.passages]
-            if wrap.root is not None:  # what the norm reads is read later
-                moved += [root for root in self.plan.formulas[norm].terms if isinstance(root, Value)]
-            if value.mode != norm.mode or not self.plan.known.effects.stable(moved, span[0], span[1]):
-                return Refusal("in_place", "memory between the two is written, or the mode changes")
-            result = wrapped(self.plan.formulas[value], value, wrap, self.plan.formulas[norm])
-            if isinstance(result, Refusal):
-                return result
-            if any(conv.diagonal for conv in result.terms.values()):
-                return Refusal("cost", f"{value.name} at {value.path} is no convolution that could take it along")
-            after[value] = result
+        after = taken_over(self.draft, norm, self.plan.formulas[norm], found)
+        if isinstance(after, Refusal):
+            return after
         refusal = self.worth.gain(before, after)
         if refusal is not None:
             return refusal
@@ -96,20 +77,9 @@ class Through:
         reason = reason or self.draft.site.crossing([norm, *after, *(p for _, w in found for p in w.passages)])
         if reason:
             return Refusal("place", reason)
-        places: dict[Value, Place] = {}
-        for value, formula in after.items():
-            where = place(
-                value,
-                formula,
-                self.plan.operations,
-                self.plan.inlined,
-                self.draft.site,
-                self.plan.dead,
-                self.plan.spread,
-            )
-            if isinstance(where, Refusal):
-                return where
-            places[value] = where
+        places = standing(self.draft, after)
+        if isinstance(places, Refusal):
+            return places
         for value, wrap in found:
             self.plan.formulas[value] = after[value]
             self.plan.wraps.setdefault(value, []).append(wrap)
@@ -123,6 +93,50 @@ class Through:
     def _own(self, norm: Value) -> list[Value]:
         """The norm and what it absorbed before: all of it hands on its input."""
         return [*absorbed(self.plan.operations, self.plan.inlined, norm), norm]
+
+
+def taken_over(
+    draft: Draft, norm: Value, scale: Affine, found: list[tuple[Value, Wrap]]
+) -> dict[Value, Affine] | Refusal:
+    """Formulas of the operations that take over a scale and shift, or why they cannot."""
+    plan = draft.plan
+    after: dict[Value, Affine] = {}
+    for value, wrap in found:
+        if plan.gone(value) or value in after:
+            return Refusal("used_elsewhere", f"{value.name} at {value.path} became part of another operation")
+        stays = draft.stays(value)
+        if stays is not None:
+            return stays
+        gone = next((p for p in wrap.passages if p in plan.inlined), None)
+        if gone is not None:
+            return Refusal("used_elsewhere", f"{gone.name} at {gone.path} became part of another operation")
+        span = sorted((value.index, norm.index))
+        moved = [value, norm, *wrap.passages]
+        if wrap.root is not None and norm in plan.formulas:  # what the norm reads is read later
+            moved += [root for root in plan.formulas[norm].terms if isinstance(root, Value)]
+        if value.mode != norm.mode or not plan.known.effects.stable(moved, span[0], span[1]):
+            return Refusal("in_place", "memory between the two is written, or the mode changes")
+        result = wrapped(plan.formulas[value], value, wrap, scale)
+        if isinstance(result, Refusal):
+            return result
+        if result.size is not None:
+            return Refusal("border_rule", "what it adds would differ over space")
+        if any(conv.diagonal for conv in result.terms.values()):
+            return Refusal("cost", f"{value.name} at {value.path} is no convolution that could take it along")
+        after[value] = result
+    return after
+
+
+def standing(draft: Draft, formulas: Mapping[Value, Affine]) -> dict[Value, Place] | Refusal:
+    """Where to compute each of some formulas, or why one has no place."""
+    plan = draft.plan
+    places: dict[Value, Place] = {}
+    for value, formula in formulas.items():
+        where = place(value, formula, plan.operations, plan.inlined, draft.site, plan.dead, plan.spread)
+        if isinstance(where, Refusal):
+            return where
+        places[value] = where
+    return places
 
 
 def producers(
@@ -154,7 +168,7 @@ def consumers(norm: Value, spaces: Spaces, operations: Mapping[Value, Operation]
     pending: list[tuple[Value, tuple[Value, ...]]] = [(norm, ())]
     while pending:
         value, passages = pending.pop()
-        readers = [user for user in value.users if not _only_shape(user, value)]
+        readers = [user for user in value.users if not only_shape(user, value)]
         if value.returned and readers:
             return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is also a result")
         if not readers:
@@ -182,7 +196,7 @@ def _inputs(value: Value, spaces: Spaces, operations: Mapping[Value, Operation])
     return parts(value, spaces)
 
 
-def _only_shape(user: Value, value: Value) -> bool:
+def only_shape(user: Value, value: Value) -> bool:
     """Whether an operation looks at the shape of ``value`` only."""
     named = user.node.target in ("reshape_as", "view_as", "expand_as", "type_as")
     return bool(user.node.meta.get(PLAIN)) or (named and user.args[0] is not value)

@@ -1,5 +1,6 @@
 """What the forwards of a model read."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from typing import final
 
@@ -42,17 +43,26 @@ def makers(edited: Iterable[Frame]) -> set[str]:
 
 def makers_only(nets: Iterable[Net], edited: Iterable[Frame]) -> set[str]:
     """Roots of nets that nothing calls on data, and that only made such weights, for forwards of other nets."""
-    nets, edited = list(nets), list(edited)
+    nets = list(nets)
     called: set[str] = set()
+    owners: dict[Frame, Net] = {}
     for net in nets:
         for frame in net.frames:
+            owners[frame] = net
             called |= {join(frame.path, str(n.target)) for n in frame.trace.graph.nodes if n.op == "call_module"}
+    made: defaultdict[str, set[Net]] = defaultdict(set)
+    above: defaultdict[str, set[Net]] = defaultdict(set)
+    for frame in edited:
+        for maker in makers([frame]):
+            made[maker].add(owners[frame])
+            for path in (*_prefixes(maker), maker):
+                above[path].add(owners[frame])
     found: set[str] = set()
     for net in nets:
-        root, own = net.root.path, set(net.frames)
+        root = net.root.path
         if root and root not in called:
-            made = makers(frame for frame in edited if frame not in own)
-            if any(f"{maker}.".startswith(f"{root}.") or f"{root}.".startswith(f"{maker}.") for maker in made):
+            readers = above.get(root, set()).union(*(made.get(path, ()) for path in _prefixes(root)))
+            if readers - {net}:
                 found.add(root)
     return found
 

@@ -29,6 +29,8 @@ def _wire_net(
     shown = [value for value in plan.net.values if value not in plan.dead and not is_plain(value)]
     member_of = _members(plan, regions)
     passed = {norm for norm, _ in plan.groups}
+    joined = (wrap for wraps in plan.wraps.values() for wrap in wraps if wrap.joined is not None)
+    unread = {wrap.passages[1] for wrap in joined}  # shuffles of branches that others took over
     old: dict[Value, int] = {}
     new: dict[Value, int] = {}
     for value in shown:
@@ -38,18 +40,21 @@ def _wire_net(
             old[value], new[value] = old.get(source, key), new.get(source, key)
             continue
         operation = plan.operations.get(value)
-        label = value.name if operation is None else operation.label
-        linear = operation is not None
+        bared = value in plan.bared
+        label = value.name if operation is None or bared else operation.label
+        linear = operation is not None and not bared
         name = str(value.node.target) if value.module is not None else ""
         before[key] = Node(label, value.path, _keys(value.inputs, old), region, linear, name)
         old[value] = key
-        if region is None:
+        if value in unread:
+            continue
+        if region is None or bared:
             after[key] = Node(label, value.path, _keys(value.inputs, new), None, linear, name)
             new[value] = key
         elif value in regions and value not in plan.dropped:
             formula = plan.formulas[value]
             text = " + ".join(str(kernel) for kernel in kernels(formula) if str(kernel) != "its input")
-            roots = tuple(root for root in formula.terms if isinstance(root, Value))
+            roots = tuple(plan.aliases.get(root, root) for root in formula.terms if isinstance(root, Value))
             after[key] = Node(text or "bias", region_path(plan, value), _keys(roots, new), region, True)
             new[value] = key
         elif value in passed:

@@ -55,13 +55,19 @@ class Worth:
         """Cost of the values as their formulas say."""
         return self.cost(self._sum(formulas))
 
+    def price(self, formulas: Mapping[Value, Affine]) -> float:
+        """The same, in seconds where the policy measures."""
+        return self._seconds(formulas) if isinstance(self.cost, Measured) else self.total(formulas)
+
     def more_operations(self, before: Mapping[Value, Affine], after: Mapping[Value, Affine]) -> bool:
         """Whether a step needs more operations than there were."""
         return self._sum(after).launches > self._sum(before).launches
 
-    def gain(self, before: Mapping[Value, Affine], after: Mapping[Value, Affine]) -> Refusal | None:
-        """Why a step is not worth it: it must cost less, and need no more operations."""
-        old, new = self._sum(before), self._sum(after)
+    def gain(
+        self, before: Mapping[Value, Affine], after: Mapping[Value, Affine], gone: Work | None = None
+    ) -> Refusal | None:
+        """Why a step is not worth it: it must cost less, and need no more operations; ``gone`` vanishes beside it."""
+        old, new = self._sum(before) + (gone or Work()), self._sum(after)
         if new.launches > old.launches:
             return Refusal("cost", f"{new.launches} operations would replace {old.launches}")
         if isinstance(self.cost, Measured):

@@ -5,7 +5,7 @@ from typing import final
 
 from torch import Tensor
 
-from reparam.algebra import Affine, Conv, Refusal, diagonal, substitute
+from reparam.algebra import Affine, Conv, Refusal, diagonal, identity, substitute
 from reparam.graph.net import Value
 
 
@@ -20,6 +20,7 @@ class Wrap:
         channels: how many apply.
         root: the input of the value to which it applies; None: it applies to the result.
         passages: values between the two, in order of execution.
+        joined: another value that is added to the result, where that is what is taken over.
     """
 
     norm: Value
@@ -27,16 +28,23 @@ class Wrap:
     channels: int
     root: Value | None
     passages: tuple[Value, ...]
+    joined: Value | None = None
 
 
 def wrapped(formula: Affine, value: Value, wrap: Wrap, scale: Affine) -> Affine | Refusal:
-    """``formula`` with a wrap applied; ``scale`` is the formula of the norm over its one root."""
+    """``formula`` with a wrap applied; ``scale`` is the formula of the norm over its one root, or what is joined."""
+    if wrap.joined is not None:
+        both = identity(formula.channels, max(c.axes for c in formula.terms.values()))
+        return substitute(Affine({value: both, wrap.joined: both}), {value: formula, wrap.joined: scale})
     (conv,) = scale.terms.values()
     if wrap.root is None:
         axes = max((c.axes for c in formula.terms.values()), default=0)
         outer = Affine({value: _slice(conv, wrap, axes)}, scale.biased, _cut(scale.bias, wrap))
         return substitute(outer, {value: formula})
-    axes = formula.terms[wrap.root].axes
+    reader = formula.terms[wrap.root]
+    if reader.fill is not None and not reader.never_outside:
+        return Refusal("border_rule", "the reader pads by a constant that the scale and shift would change")
+    axes = reader.axes
     inner = Affine({wrap.root: _slice(conv, wrap, axes)}, scale.biased, _cut(scale.bias, wrap))
     return substitute(formula, {wrap.root: inner})
 

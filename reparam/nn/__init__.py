@@ -6,7 +6,7 @@ made = reparam.nn.block(nn.Conv2d(8, 8, 3, padding=1, bias=False), "dbb", norm=n
 from reparam.nn.branches import Branch, dilated
 from reparam.nn.geometry import Geometry, UnfitError
 from reparam.nn.multi_branch import MultiBranch, block
-from reparam.nn.parts import ChannelScale, NormAndPad, Widened
+from reparam.nn.parts import BiasMap, ChannelScale, NormAndPad, Widened
 from reparam.nn.recipes import (
     BRANCHES,
     PRESETS,
@@ -25,6 +25,7 @@ from reparam.nn.recipes import (
 __all__ = [
     "BRANCHES",
     "PRESETS",
+    "BiasMap",
     "Branch",
     "ChannelScale",
     "Geometry",

@@ -159,3 +159,42 @@ def line(kernel: Ints, axis: int) -> Ints:
         (1, 5)
     """
     return tuple(k if a == axis else 1 for a, k in enumerate(kernel))
+
+
+@final
+class BiasMap(nn.Module):
+    """``x + bias`` with a bias for every position, for inputs of one size.
+
+    What a bias in front of a zero padding adds behind it: less where the padding is read. ``reparam.fuse`` makes it
+    with ``bias_maps=True``.
+
+    Args:
+        bias: ``(C, *size)``.
+        trainable: whether the bias requires gradients.
+
+    Example:
+        >>> BiasMap(torch.tensor([[1.0, 2.0, 1.0]]))(torch.zeros(2, 1, 3)).tolist()
+        [[[1.0, 2.0, 1.0]], [[1.0, 2.0, 1.0]]]
+    """
+
+    def __init__(self, bias: Tensor, *, trainable: bool = True) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(bias, requires_grad=trainable)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, *size)`` to the same.
+
+        Raises:
+            AssertionError: the input is of another size.
+        """
+        torch._assert(
+            x.shape[-self.bias.dim() :] == self.bias.shape,
+            "this net was fused with bias_maps=True, for inputs of the size of example_inputs only, and got another"
+            " size: fuse it for that size, or without bias_maps",
+        )
+        return x + self.bias
+
+    def extra_repr(self) -> str:
+        """Channels and size."""
+        channels, *size = self.bias.shape
+        return f"{channels}, size=({', '.join(map(str, size))})"

@@ -14,6 +14,7 @@ class Kind(Enum):
     LINEAR = "linear"
     SCALE = "scale"
     INPUT = "its input"
+    BIAS_MAP = "bias map"
 
 
 @final
@@ -25,7 +26,7 @@ class Kernel:
         kind: what it is.
         in_channels: channels of the input.
         out_channels: channels of the result.
-        kernel: taps per axis; empty for a linear layer.
+        kernel: taps per axis; empty for a linear layer; of a map, its size.
         stride: step per axis.
         dilation: distance between taps per axis.
         groups: number of channel groups.
@@ -54,6 +55,8 @@ class Kernel:
             return "scale"
         if self.kind is Kind.LINEAR:
             return f"linear {self.in_channels} -> {self.out_channels}"
+        if self.kind is Kind.BIAS_MAP:
+            return f"bias map {'x'.join(map(str, self.kernel))}, for this size only"
         parts = [f"{self.kind.value} {'x'.join(map(str, self.kernel))}"]
         for name, numbers in (("stride", self.stride), ("dilation", self.dilation)):
             if set(numbers) != {1}:

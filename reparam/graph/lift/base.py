@@ -35,13 +35,14 @@ class Known:
     effects: Effects
     ranks: Mapping[Value, Rank] = field(default_factory=dict)
     shapes: Mapping[Value, Shape] = field(default_factory=dict)
+    one_size: bool = False
 
     @classmethod
-    def of(cls, net: Net, calls: Mapping[str, list[Call]] | None = None) -> Self:
-        """What the code of a net fixes, and the sizes of one run."""
+    def of(cls, net: Net, calls: Mapping[str, list[Call]] | None = None, *, one_size: bool = False) -> Self:
+        """What the code of a net fixes, and the sizes of one run, which may be the only ones (``one_size``)."""
         shapes = shapes_of(net, calls)
         ranks = infer_ranks(net, shapes)
-        return cls(infer(net, ranks, shapes), Effects(net), ranks, shapes)
+        return cls(infer(net, ranks, shapes), Effects(net), ranks, shapes, one_size)
 
     def space(self, value: object) -> Space | None:
         """Space of a value, if known."""

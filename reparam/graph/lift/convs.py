@@ -10,8 +10,14 @@ from reparam.graph.kinds import CONVS, TRANSPOSED_CONVS
 from reparam.graph.lift.base import Known, Lifted, bias_of, generated, numbers_of, per_axis, shape_text, weight_of
 from reparam.graph.net import Value
 from reparam.graph.operation import Numbers, Operation
+from reparam.graph.sizes import of_sizes_alone
 
 DEPENDS = Refusal("conv_after_conv", "the weight depends on the input")
+SIZED = Refusal(
+    "conv_after_conv",
+    "the weight is made for sizes of the input, so it is another one for another size",
+    "make it for what the module knows, its number of channels say",
+)
 
 
 def padding_of(padding: Any, kernel: Ints, dilation: Ints) -> tuple[Ints, Ints]:
@@ -117,7 +123,7 @@ def conv_function(value: Value, known: Known) -> Lifted:
         return None
     source, weight, bias = tensor_input(value), argument(value, 1, "weight"), argument(value, 2, "bias")
     if source is None or not isinstance(weight, Tensor) or isinstance(bias, Value):
-        return DEPENDS
+        return SIZED if isinstance(weight, Value) and of_sizes_alone(weight) else DEPENDS
     options = {"stride": argument(value, 3, "stride", 1), "padding": argument(value, 4, "padding", 0)}
     if name in CONVS:
         options |= {"dilation": argument(value, 5, "dilation", 1), "groups": argument(value, 6, "groups", 1)}

@@ -65,10 +65,13 @@ def lift(value: Value, known: Known, liftings: tuple[Lifting, ...] = LIFTINGS) -
 
 
 def _sized(operation: Operation, known: Known) -> Operation:
-    """With the lengths of the inputs, on which sums of strided operations may depend."""
-    if not known.shapes or all(set(conv.stride) <= {1} for conv in operation.terms.values()):
+    """With the lengths of the inputs, on which sums of strided operations, and maps of a bias, may depend."""
+    if not known.shapes or (not known.one_size and all(set(conv.stride) <= {1} for conv in operation.terms.values())):
         return operation
-    terms = {v: replace(conv, lengths=known.lengths(v, conv.axes)) for v, conv in operation.terms.items()}
+    terms = {
+        v: replace(conv, lengths=known.lengths(v, conv.axes), one_size=known.one_size)
+        for v, conv in operation.terms.items()
+    }
     return replace(operation, terms=terms)
 
 
