@@ -12,7 +12,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from market import SECTIONS, Count, Counts, Family, Source  # noqa: E402 (the path comes first)
-from market_open import OPEN  # noqa: E402
 
 PAGE = ROOT / "docs" / "blocks.md"
 HEAD = """\
@@ -24,9 +23,6 @@ a run calls, and looks for the reason of whatever stays apart. This page is writ
 
 Counts are calls in one run, before → after: convolutions and linear layers, batch norms, additions, scalings by a
 constant.
-"""
-UNFINISHED = """
-Not done yet, although exact, and so not what the table says: {open}.
 """
 TABLE = """\
 
@@ -75,10 +71,7 @@ def page() -> str:
     """The whole page."""
     families = [family for section in SECTIONS.values() for family in section]
     papers = {family.source.paper for family in families}
-    unfinished = sorted({name for test in OPEN if test != "test_plan_says_why" for name in OPEN[test]})
     text = HEAD.format(families=len(families), papers=len(papers))
-    if unfinished:
-        text += UNFINISHED.format(open="; ".join(unfinished))
     for title, section in SECTIONS.items():
         text += TABLE.format(title=title, rows="\n".join(map(row, section)))
     return text

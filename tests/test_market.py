@@ -13,7 +13,6 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from market import FAMILIES, SECTIONS, Family
-from market_open import OPEN
 from probing import Tally, one_convolution, tally, without_activations
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -27,16 +26,6 @@ PAGE = Path(__file__).parents[1] / "docs" / "blocks.md"
 def families(chosen: Callable[[Family], bool] = lambda family: True) -> pytest.MarkDecorator:
     """One test per family that is chosen."""
     return pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if chosen(family)])
-
-
-@pytest.fixture(autouse=True)
-def known_gap(request: pytest.FixtureRequest) -> None:
-    """A family that is still open must fail, and says so when it no longer does."""
-    parameters = getattr(request.node, "callspec", None)
-    name = parameters.params.get("name") if parameters is not None else None
-    if name in OPEN.get(request.node.originalname, ()):
-        strict = torch.__version__ >= "2.14"  # torch 2.13 reads one block that 2.14 does not
-        request.applymarker(pytest.mark.xfail(strict=strict, reason="not done yet, see market_open.py"))
 
 
 def run(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
