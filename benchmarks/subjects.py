@@ -9,25 +9,13 @@ from typing import Any
 import torch
 from market import UniRepLk
 from nets import randomise
+from package_detectors import Detector
 from package_nets import get, quiet, timm_convert
 from torch import Tensor, nn
 
 import reparam
 
 Converter = Callable[[nn.Module], nn.Module]
-
-
-class Detector(nn.Module):
-    """A detector of transformers as a function of one tensor: class scores and boxes."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3, H, W) to (N, queries, classes) and (N, queries, 4)."""
-        found = self.net(pixel_values=x)
-        return found.logits, found.pred_boxes
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ def fuse(
             the result of the convolution has elements.
 
     Returns:
-        A model of the same class that computes the same; ``reparam.receipt`` tells what was done to it.
+        A model of the same class that computes the same; ``reparam.receipt`` tells what was done to it. New
+            weights have the data type, the device and the memory format of those that they replace.
 
     Raises:
         TrainingModeError: the model is in training mode.

@@ -16,6 +16,19 @@ def pixels(x: Tensor) -> Mapping[str, Any]:
     return {"pixel_values": x}
 
 
+class Detector(nn.Module):
+    """A detector of transformers as a function of one tensor: class scores and boxes."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 3, H, W) to (N, queries, classes) and (N, queries, 4)."""
+        found = self.net(pixel_values=x)
+        return found.logits, found.pred_boxes
+
+
 def of_transformers(config: str, model: str, options: Callable[[], Mapping[str, Any]], name: str, **net: Any) -> Net:
     def build() -> nn.Module:
         return get(f"transformers.{model}")(get(f"transformers.{config}")(**options()))
