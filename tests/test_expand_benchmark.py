@@ -164,3 +164,6 @@ def test_the_page_is_what_was_run() -> None:
     assert shown(report.PAGE, report.BLOCK) == report.block(saved, VARIANTS, COMPARED)
     assert saved["settings"] == json.loads(json.dumps(asdict(Settings())))
     assert all(cost["fused_structure_equal"] for cost in saved["costs"].values())
+    # what the page says in its own words
+    assert len(report.finished_seeds(saved, VARIANTS)) == 10
+    assert not any(row.verdict for row in report.rows(saved, VARIANTS))

@@ -2448,6 +2448,7 @@ class SizesAsNumbers(Two):
         steps = torch.arange(y.shape[2], dtype=x.dtype, device=x.device)[:, None]
         torch._check(h > 1, lambda: f"too flat: {h}")
         steps = steps + F.interpolate(torch.ones(1, 1, 2, 1).double(), size=(y.shape[2], 1))[0, 0]
+        steps = steps / torch.tensor([[h, w], [w, h]]).amax()
         return torch.cat([torch.as_tensor(y) + steps, rows + isinstance(C, int)], 3)
 
 

@@ -17,7 +17,7 @@ from reparam.graph.signatures import forget_signatures
 from reparam.graph.tracer import Tracer
 
 _TENSOR: Final = torch.empty(0, device="meta")
-FACTORIES: Final = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "zeros")
+FACTORIES: Final = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
 RESIZING: Final = ("interpolate", "pad")
 CHECKS: Final = tuple(name for name in vars(torch) if name == "_check" or name.startswith("_check_"))
 RANK_CHECK: Final = "_check_input_dim"
