@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from reparam.algebra.bias_map import mapped_size, may_map, moved_map, with_bias
-from reparam.algebra.branch_sum import branch_sum
+from reparam.algebra.branch_sum import branch_sums
 from reparam.algebra.conv import Border, Conv, Ints
 from reparam.algebra.conv_after_conv import conv_after_conv
 from reparam.algebra.groups import response
@@ -177,12 +177,9 @@ def substitute(outer: Affine, formulas: Mapping[Any, Affine], *, trusted: bool =
             if inner.bias is not None and conv.numeric:
                 moved = moved_map(conv, inner.bias) if mapped else response(conv, inner.bias.double())
                 bias = moved if bias is None else with_bias(bias, moved)
-    terms: dict[Any, Conv] = {}
-    for root, convs in parts.items():
-        total = branch_sum(convs)
-        if isinstance(total, Refusal):
-            return total
-        terms[root] = total
+    terms = branch_sums(parts)
+    if isinstance(terms, Refusal):
+        return terms
     result = Affine(terms, biased, bias, size)
     if (outer.bias is None and outer.biased) or any(f.biased and f.bias is None for f in formulas.values()):
         result = replace(result, bias=None)

@@ -13,11 +13,11 @@ Source: the sum of RepVGG (arXiv 2101.03697, section 3.3) and DBB (arXiv 2103.13
 their centred kernels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from math import gcd
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -222,3 +222,14 @@ def _common_border(a: Conv, b: Conv) -> Conv | Refusal:
     if a.fill is not b.fill and not (a.fill is not None and b.fill is not None and torch.equal(a.fill, b.fill)):
         return Refusal(RULE, "borders are extended by different constants")
     return a
+
+
+def branch_sums(parts: Mapping[Any, list[Conv]]) -> dict[Any, Conv] | Refusal:
+    """The sum of the convolutions of each root."""
+    sums: dict[Any, Conv] = {}
+    for root, convs in parts.items():
+        total = branch_sum(convs)
+        if isinstance(total, Refusal):
+            return total
+        sums[root] = total
+    return sums

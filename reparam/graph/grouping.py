@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Final, final
 
-from reparam.algebra import Affine, Conv, Refusal, branch_sum, conv_after_conv
+from reparam.algebra import Affine, Conv, Refusal, conv_after_conv
+from reparam.algebra.branch_sum import branch_sums
 from reparam.graph.draft import Draft
 from reparam.graph.net import Value
 from reparam.graph.net_plan import folded
@@ -219,12 +220,9 @@ class Grouping:
                 biased |= inner.biased
             else:
                 parts.setdefault(value, []).append(conv)
-        terms: dict[Value, Conv] = {}
-        for name, convs in parts.items():
-            summed = branch_sum(convs)
-            if isinstance(summed, Refusal):
-                return None
-            terms[name] = summed
+        terms = branch_sums(parts)
+        if isinstance(terms, Refusal):
+            return None
         formula = Affine(terms, biased)
         price = self.worth.price({total: formula, **{b: self.plan.formulas[b] for b in stay}})
         return _Grouped(formula, names, price)
