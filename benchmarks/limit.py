@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import reparam
 from benchmarks import page
 from benchmarks.cells import Results, Settings, run, settings, setup
 from benchmarks.paired import milliseconds, ratio, time_forms
@@ -32,6 +33,7 @@ FORMS: Mapping[str, str] = {
     "net": "the fused net, contiguous",
     "weights last": "the fused net, its weights channels last, a contiguous input",
     "channels last": "the fused net, weights and input channels last",
+    "target": "the net fused with `target=` a contiguous input, and that input",
     "convs": "its convolutions alone, contiguous",
     "convs last": "its convolutions alone, channels last",
     "packed": "the same, weights laid out by oneDNN beforehand",
@@ -105,8 +107,8 @@ def chain(steps: list[tuple[Step, Tensor]]) -> Callable[[], None]:
     return run_all
 
 
-def forms(net: nn.Module, x: Tensor) -> dict[str, Callable[[], Any]]:
-    """What is timed, by the names of `FORMS`."""
+def forms(net: nn.Module, target: nn.Module, x: Tensor) -> dict[str, Callable[[], Any]]:
+    """What is timed, by the names of `FORMS`: a fused net, and the same net fused for `x`."""
     found = layers(net, x)
     last = [
         dataclasses.replace(
@@ -119,6 +121,7 @@ def forms(net: nn.Module, x: Tensor) -> dict[str, Callable[[], Any]]:
         "net": functools.partial(net, x),
         "weights last": functools.partial(net_last, x),
         "channels last": functools.partial(net_last, x.to(memory_format=LAST)),
+        "target": functools.partial(target, x),
         "convs": chain([(layer.conv, layer.x) for layer in found]),
         "convs last": chain([(layer.conv, layer.x) for layer in last]),
         "packed": chain([(packed(layer, "none"), layer.x) for layer in last]),
@@ -138,8 +141,9 @@ def measure(chosen: Settings, name: str, batch: int) -> dict[str, Any]:
     if not name:
         return peaks(chosen)
     subject = SUBJECTS[name]
-    net, x = subject.forms()["fused"], subject.input(batch)
-    runs = forms(net, x)
+    built, x = subject.forms(), subject.input(batch)
+    net, target = built["fused"], reparam.fuse(built["unfused"], check=False, target=x)
+    runs = forms(net, target, x)
     with torch.inference_mode():
         for call in runs.values():
             call()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from reparam.cli.timing import in_turn
+from reparam.timing import in_turn
 
 FEWEST_ROUNDS = 7  # with fewer than six, no interval of the median reaches 95%
 MOST_ROUNDS = 25

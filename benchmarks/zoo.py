@@ -399,6 +399,10 @@ def sensitivity(entry: Entry, model: nn.Module, inputs: list[Any]) -> float:
     return worst
 
 
+# What must not be more than timm's own converter leaves.
+COMPARED = {"convs": "convolutions", "product": "convolutions and products", "norms": "norms"}
+
+
 def problems(row: dict[str, Any]) -> list[str]:
     """What breaks a promise in one row."""
     if row["status"] != "ok":
@@ -411,16 +415,15 @@ def problems(row: dict[str, Any]) -> list[str]:
     found += [f"outputs differ: {error}" for error in row["errors"] if isinstance(error, str) or not error <= allowed]
     found += [] if row["class_kept"] else ["class lost"]
     found += [f"lost {', '.join(row['lost'][:5])}"] if row["lost"] else []
-    totals = {kind: (before[kind], after[kind]) for kind in ("norm", "calls")}
+    totals = {kind: (before[kind], after[kind]) for kind in ("product", "norm", "calls")}
     totals["product, norm and add"] = tuple(
         sum(counts[kind] for kind in ("product", "norm", "add")) for counts in (before, after)
     )
     found += [f"{new} {kind} calls instead of {old}" for kind, (old, new) in totals.items() if new > old]
     if "norms" in converter:
-        ours, others = (counts["product"] + counts["norm"] for counts in (after, converter))
-        found += [f"{ours} products and norms, timm leaves {others}"] if ours > others else []
-        ours, others = after["norms"], converter["norms"]
-        found += [f"{ours} norms, timm leaves {others}"] if ours > others else []
+        for kind, label in COMPARED.items():
+            ours, others = after[kind], converter[kind]
+            found += [f"{ours} {label}, timm leaves {others}"] if ours > others else []
     found += (
         ["a norm is left without a reason"] if any("no reason given" in reason for reason in row["norms_left"]) else []
     )
@@ -537,10 +540,10 @@ Written by `benchmarks/zoo.py`. One small member of every architecture family of
 torchvision's classification, segmentation, detection and video nets, with wide random norm statistics and layer scales.
 *error* is the largest relative difference of any output, `forward_features` included; it is below 1e-9, or below what
 changes of the input by up to eight roundings do where that is more. *timm's converter* is what
-`timm.utils.reparameterize_model` leaves (conv + linear, norms); convolutions, products of matrices and norms together
-are never more than it leaves, nor norms alone. A pool and the norm behind it become one convolution. *Calls* are all
-operations of one run that are no views; *read* are the modules owning a convolution or a norm whose forward was read;
-*s* the processor seconds of planning, folding and checking.
+`timm.utils.reparameterize_model` leaves (conv + linear, norms); convolutions, norms, and convolutions and products of
+matrices together are never more than it leaves, and than there were. *Calls* are all operations of one run that are no
+views; *read* are the modules owning a convolution or a norm whose forward was read; *s* the processor seconds of
+planning, folding and checking.
 """
 HEAD = """\
 | net | M params | input | conv + linear | norms | timm's converter | adds | calls | error | read | s |

@@ -9,7 +9,9 @@ from reparam.graph.fusing import apply, collected_later, refuse_bad_model
 from reparam.graph.lift import LIFTINGS, Lifting
 from reparam.graph.options import Options, Rule
 from reparam.graph.session import Session
+from reparam.measure import measured
 from reparam.report import Plan, Receipt
+from reparam.target import put_in_faster_format, refuse_target
 
 
 def fuse(
@@ -23,6 +25,7 @@ def fuse(
     liftings: tuple[Lifting, ...] = LIFTINGS,
     example_inputs: Any = None,
     bias_maps: bool = False,
+    target: Any = None,
 ) -> nn.Module:
     """Rewrite every linear region of a model into as few convolutions as possible.
 
@@ -41,16 +44,19 @@ def fuse(
         bias_maps: let a bias or a norm in front of a zero padding become a map behind it, which is exact for the size
             of ``example_inputs`` alone, whatever the batch; another size is an error. A map has as many parameters as
             the result of the convolution has elements.
+        target: a tensor, a tuple of arguments or a dict of keyword arguments that the fused model is to be fast on, as
+            it is run here. The default cost is replaced by ``reparam.measured``, and the weights of convolutions are
+            put channels last, or first, where the model is faster then; so the result may have other strides.
 
     Returns:
         A model of the same class that computes the same; ``reparam.receipt`` tells what was done to it. New
-            weights have the data type, the device and the memory format of those that they replace.
+            weights have the data type, the device and, without a target, the memory format of those that they replace.
 
     Raises:
         TrainingModeError: the model is in training mode.
         CheckError: on the example inputs, the fused model differs by more than rounding; the error carries the
             comparison.
-        ReparamError: the argument is not a module.
+        ReparamError: the argument is not a module, or does not run on the target.
 
     Example:
         >>> import torch, reparam
@@ -61,7 +67,15 @@ def fuse(
           (1): Identity()
         )
     """
-    return apply(model, Options(cost, exclude, liftings, example_inputs, only, bias_maps), inplace=inplace, check=check)
+    if target is not None:
+        refuse_bad_model(model)
+        refuse_target(model, target)
+        cost = measured(target) if cost is DEFAULT_COST else cost
+    options = Options(cost, exclude, liftings, example_inputs, only, bias_maps)
+    fused = apply(model, options, inplace=inplace, check=check)
+    if target is not None:
+        put_in_faster_format(fused, target)
+    return fused
 
 
 def plan(

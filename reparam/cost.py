@@ -23,12 +23,14 @@ class Work:
         traffic: elements of activations read and written.
         parameters: weights and biases.
         launches: operations.
+        convolutions: convolutions and products with a matrix among them.
     """
 
     macs: float = 0.0
     traffic: float = 0.0
     parameters: int = 0
     launches: int = 0
+    convolutions: int = 0
 
     def __add__(self, other: "Work") -> "Work":
         return Work(
@@ -36,6 +38,7 @@ class Work:
             self.traffic + other.traffic,
             self.parameters + other.parameters,
             self.launches + other.launches,
+            self.convolutions + other.convolutions,
         )
 
 
@@ -68,6 +71,7 @@ def always(work: Work) -> float:
 
 
 DEFAULT_COST: Final[Cost] = macs_and_traffic
+NO_MORE_CONVOLUTIONS: Final = frozenset((macs_and_traffic, macs, traffic, parameters))  # make none of a pool and a norm
 
 
 @lru_cache(maxsize=8192)
@@ -83,6 +87,7 @@ def conv_work(conv: Conv, biased: bool, size_in: float, size_out: float, pads: b
         traffic=conv.in_channels * size_in * (1 + 2 * pads) + conv.out_channels * size_out,
         parameters=weights + (conv.out_channels if biased else 0),
         launches=1 + pads,
+        convolutions=int(not conv.diagonal),
     )
 
 
@@ -112,12 +117,19 @@ def affine_work(formula: Affine, sizes: Mapping[Any, float], size_out: float) ->
 
 
 def operation_work(
-    formula: Affine, sizes: Mapping[Any, float], size_out: float, *, passes: bool = False, copies: bool = False
+    formula: Affine,
+    sizes: Mapping[Any, float],
+    size_out: float,
+    *,
+    passes: bool = False,
+    copies: bool = False,
+    pools: bool = False,
 ) -> Work:
     """Work of one operation as it stands in a net: one launch, whatever its formula.
 
     ``passes`` says that it runs even where its formula is the identity, as ``x + 0`` does and ``nn.Identity`` does not;
-    ``copies`` that it only copies elements, as a pad does, and multiplies nothing.
+    ``copies`` that it only copies elements, as a pad does, and multiplies nothing; ``pools`` that it is a mean over
+    windows.
     """
     convs = [(root, conv) for root, conv in formula.terms.items() if not conv.identity]
     if len(formula.terms) == 1:
@@ -128,8 +140,9 @@ def operation_work(
         if conv.moves:
             return Work(launches=1)  # a view
         if copies:
-            return replace(conv_work(conv, formula.biased, sizes[root], size_out), macs=0.0)
-        return conv_work(conv, formula.biased, sizes[root], size_out, _bent(conv))
+            return replace(conv_work(conv, formula.biased, sizes[root], size_out), macs=0.0, convolutions=0)
+        work = conv_work(conv, formula.biased, sizes[root], size_out, _bent(conv))
+        return replace(work, convolutions=0) if pools else work
     channels = formula.channels or 1
     if convs and all(conv.moves for _, conv in convs):  # each part is copied
         copied = sum(conv.in_channels * sizes[root] for root, conv in convs)

@@ -15,6 +15,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import torch
+import torch.nn.functional as F
 from nets import count, ready
 from torch import Tensor, nn
 
@@ -58,6 +59,28 @@ class Scale(nn.Module):
         return y if self.beta is None else y + self.beta
 
 
+class Same(nn.modules.conv._ConvNd):
+    """Pads as much as the size of its input asks for, so that the result has `ceil(size / stride)` elements."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dims = len(self.kernel_size)
+        settings = zip(x.shape[-dims:], self.kernel_size, self.stride, self.dilation, strict=True)
+        missing = [max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0) for size, k, s, d in settings]
+        x = F.pad(x, [side for m in reversed(missing) for side in (m // 2, m - m // 2)])
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
+        weight = self.scaled() if self.standardised else self.weight
+        return convolve(x, weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+    standardised = False
+
+    def scaled(self) -> Tensor:
+        axes = tuple(range(1, self.weight.dim()))
+        return (self.weight - self.weight.mean(axes, keepdim=True)) * 0.5
+
+
+SAME = tuple(type(f"Same{axes}d", (Same, kind), {}) for axes, kind in enumerate(CONVS, 1))
+
+
 class Gate(nn.Module):
     """Squeeze and excite: a branch that is not linear."""
 
@@ -83,10 +106,10 @@ class Pair(nn.Module):
 
 
 class Maker:
-    """Draws modules and forwards from one random stream."""
+    """Draws modules and forwards from one random stream; `more` kinds of layers, or those that there were first."""
 
-    def __init__(self, seed: int, dims: int) -> None:
-        self.rng, self.dims = random.Random(seed), dims
+    def __init__(self, seed: int, dims: int, more: bool = False) -> None:
+        self.rng, self.dims, self.more = random.Random(seed), dims, more
 
     # -- parts -------------------------------------------------------------------------------------
 
@@ -115,6 +138,10 @@ class Maker:
             "bias": self.chance(0.4),
         }
         build = CONVS[self.dims - 1]
+        if self.more and self.chance(0.2):
+            module = SAME[self.dims - 1](c_in, c_out, tuple(kernel), **options)
+            module.standardised = self.chance(0.3)
+            return module
         if any(span % 2 for span in spans) or self.chance(0.15):
             ahead = [(span // 2, span - span // 2) if self.chance(0.7) else (0, span) for span in spans]
             flat = [side for pair in reversed(ahead) for side in pair]
@@ -136,6 +163,11 @@ class Maker:
         return self.rng.choice((nn.ReLU(), nn.ReLU(inplace=True), nn.Sigmoid(), nn.Hardtanh(inplace=True), nn.GELU()))
 
     def pool(self, stride: int) -> nn.Module:
+        if self.more and self.chance(0.4):
+            if self.chance(0.5):
+                return POOLS[self.dims - 1](stride, stride, ceil_mode=True)
+            pad = PADS[self.dims - 1]((0, 1) * self.dims, 0.0)
+            return nn.Sequential(pad, POOLS[self.dims - 1](2, stride))
         kernel = self.rng.choice((1, 3, 3))
         return POOLS[self.dims - 1](kernel, stride, kernel // 2, count_include_pad=self.chance(0.8))
 
@@ -495,10 +527,11 @@ class Recipe:
     depth: int
     statements: int
     seed: int
+    more: bool = False
 
     def build(self) -> Made:
         """The net in float64, in eval mode, with wide random numbers."""
-        maker = Maker(self.seed, self.dims)
+        maker = Maker(self.seed, self.dims, self.more)
         return ready(
             maker.made(self.channels, self.channels, self.seed % 2 + 1, self.depth, self.statements, outputs=True),
             self.seed,
@@ -520,6 +553,7 @@ recipes = st.builds(
     depth=st.integers(0, 2),
     statements=st.integers(1, 6),
     seed=st.integers(0, 2**32 - 1),
+    more=st.booleans(),
 )
 
 
@@ -533,16 +567,17 @@ def source(model: nn.Module) -> str:
 def share_gone(model: nn.Module, fused: nn.Module, x: Tensor) -> dict[str, tuple[int, int]]:
     """Calls in one run before and after fusing, by kind: how much of the net really went."""
     before, after = count(model, x), count(fused, x)
-    return {kind: (before[kind], after[kind]) for kind in ("conv", "norm", "add", "calls")}
+    return {kind: (before[kind], after[kind]) for kind in ("conv", "product", "norm", "add", "calls")}
 
 
 def dearer(gone: dict[str, tuple[int, int]]) -> list[str]:
-    """What a fused net runs more of: norms, or operations.
+    """What a fused net runs more of: convolutions and products of matrices, norms, or operations.
 
-    One kind may grow for another: a norm and a sum behind a pool become a convolution, a stack and its sum two sums.
+    One kind may grow for another: a layer that has the channels last becomes a convolution, a stack and its sum two
+    sums.
     """
     return [
         f"{after} {kind} instead of {before}"
         for kind, (before, after) in gone.items()
-        if kind in ("norm", "calls") and after > before
+        if kind in ("product", "norm", "calls") and after > before
     ]

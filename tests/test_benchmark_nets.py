@@ -159,7 +159,7 @@ def test_layers_of_a_net_run_alone() -> None:
             assert torch.allclose(limit.packed(layer, "none")(layer.x), expected, atol=1e-6)
             assert torch.allclose(limit.packed(layer, "relu")(layer.x), expected.relu(), atol=1e-6)
     with torch.inference_mode():
-        for form in limit.forms(net, x).values():
+        for form in limit.forms(net, net, x).values():
             form()
 
 

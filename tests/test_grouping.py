@@ -13,6 +13,7 @@ from probing import tally
 from torch import Tensor, nn
 
 import reparam
+from reparam.nn import ChannelScale
 
 CHANNELS = 4
 Kernel = tuple[int, int]
@@ -66,7 +67,9 @@ def cost(groups: list[list[Kernel]]) -> int:
 
 
 def kernels_of(model: nn.Module) -> list[Kernel]:
-    return sorted(m.kernel_size for m in model.modules() if isinstance(m, nn.Conv2d))
+    """Sizes of all kernels; a scale has one tap."""
+    convolutions = [m.kernel_size for m in model.modules() if isinstance(m, nn.Conv2d)]
+    return sorted(convolutions + [(1, 1) for m in model.modules() if isinstance(m, ChannelScale)])
 
 
 def assert_equal(fused: nn.Module, model: nn.Module, size: Kernel = (9, 8)) -> None:

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import reparam
 from reparam.cli.options import Cost, Exclude, Input, Json, Kwargs, Model, Only
 from reparam.cli.session import chosen, command, load, progress, show
-from reparam.cli.timing import in_turn
+from reparam.timing import in_turn
 
 if TYPE_CHECKING:
     from torch.utils.benchmark import Measurement

@@ -13,7 +13,7 @@ from reparam.cost import Work
 from reparam.graph.draft import Draft
 from reparam.graph.leaves import hooks
 from reparam.graph.net import Value
-from reparam.graph.passages import parts
+from reparam.graph.passages import lets_through, parts
 from reparam.graph.placing import Mode, Place
 from reparam.graph.statistic_norms import tail_of
 from reparam.graph.through import only_shape, standing, taken_over
@@ -89,7 +89,7 @@ class Baring:
                 return Refusal("used_elsewhere", f"the value of {value.name} is a result")
             for reader in self._reading(value):
                 formula = self.plan.formulas.get(reader)
-                carries = formula is None or self.plan.operations[reader].carries
+                carries = formula is None or lets_through(reader, self.plan.known.spaces, self.plan.operations)
                 if carries and reader not in self.plan.places:
                     inputs = parts(reader, self.plan.known.spaces)
                     if formula is not None and self.plan.operations[reader].relays:

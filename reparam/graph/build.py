@@ -35,7 +35,6 @@ def build(
     dtype: torch.dtype,
     device: torch.device | str,
     trainable: bool = True,
-    beside: bool = False,
 ) -> nn.Module:
     """The module that computes ``conv(x) + bias``.
 
@@ -45,7 +44,6 @@ def build(
         dtype: of the weights.
         device: of the weights.
         trainable: whether the weights require gradients.
-        beside: whether the result is added to that of a convolution, so that a scale needs none of its own.
 
     Returns:
         ``ChannelScale``, ``nn.Linear``, ``nn.Conv*d``, ``nn.ConvTranspose*d``, or ``nn.Sequential`` of a padding and a
@@ -54,7 +52,7 @@ def build(
     """
     image = bias if bias is not None and bias.dim() > 1 else None
     bias = None if image is not None else bias
-    module, pad = _shell(conv, bias is not None, beside)
+    module, pad = _shell(conv, bias is not None)
     if conv.pending is not None and not (isinstance(module, nn.Linear) and conv.groups > 1):
         weight = conv.pending.compute(dtype, device)
     else:
@@ -80,7 +78,7 @@ def kind_of(formula: Affine) -> type[nn.Module]:
     """The class of what takes the place of a module with one input."""
     (conv,) = formula.terms.values()
     with torch.device("meta"):
-        module, pad = _shell(conv, formula.biased, beside=False)
+        module, pad = _shell(conv, formula.biased)
     alone = pad is None and conv.remainders is None and formula.size is None
     return type(module) if alone else nn.Sequential
 
@@ -100,23 +98,23 @@ def _trimmed(conv: Conv) -> Conv:
     return replace(conv, hi=tuple(hi))
 
 
-def _shell(conv: Conv, biased: bool, beside: bool) -> tuple[nn.Module, nn.Module | None]:
+def _shell(conv: Conv, biased: bool) -> tuple[nn.Module, nn.Module | None]:
     """The module without weights, and the padding in front of it."""
     shape = interned(replace(conv.structure, fill=None))
-    module, pad = _template(shape, biased, beside)
+    module, pad = _template(shape, biased)
     clone = shallow(module, lambda tensor: tensor)
     assert clone is not None
     return clone, None if pad is None else shallow(pad, lambda tensor: tensor)
 
 
 @lru_cache(maxsize=1024)
-def _template(conv: Conv, biased: bool, beside: bool) -> tuple[nn.Module, nn.Module | None]:
+def _template(conv: Conv, biased: bool) -> tuple[nn.Module, nn.Module | None]:
     with torch.device("meta"):
-        return _new(conv, biased, beside)
+        return _new(conv, biased)
 
 
-def _new(conv: Conv, biased: bool, beside: bool) -> tuple[nn.Module, nn.Module | None]:
-    if conv.scales and (beside or conv.axes == 0):
+def _new(conv: Conv, biased: bool) -> tuple[nn.Module, nn.Module | None]:
+    if conv.diagonal:  # torch runs depthwise convolutions of one tap many times slower
         return ChannelScale(conv.out_channels, conv.axes, bias=biased), None
     if conv.axes == 0:
         return nn.Linear(conv.in_channels, conv.out_channels, bias=biased), None

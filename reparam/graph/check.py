@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.algebra import Affine
+from reparam.graph.average_pools import places_in_front
 from reparam.graph.direct import Direct
 from reparam.graph.evaluate import Evaluator, evaluate
 from reparam.graph.net import Frame, Value
@@ -77,20 +78,25 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
     """The same for values that take over a norm through passages: both sides are run through the passages."""
     modules: dict[int, nn.Module] = {}
     formulas = {member: plan.numbers(member) for member in members}
-    before = next(wrap.root for wrap in plan.wraps[members[0]] if wrap.norm is norm) is not None
+    wraps = [wrap for member in members for wrap in plan.wraps[member] if wrap.norm is norm]
+    before = wraps[0].root is not None
     worst = 0.0
     extra = margin(formulas.values())
+    behind = max(w for formula in formulas.values() for conv in formula.terms.values() for w in (1, *conv.extent))
+    room = max(places_in_front(wrap.passages, behind + 1 if before else 1) for wrap in wraps)
     for trial, outputs in enumerate(OUTPUTS):
         generator = torch.Generator().manual_seed(trial)
         inputs: dict[Value, Tensor] = {}
         with torch.no_grad():
             if norm in plan.bared:
-                worst = max(worst, *(_bared_error(plan, norm, m, formulas[m], generator, modules) for m in members))
+                worst = max(
+                    worst, *(_bared_error(plan, norm, m, formulas[m], room, generator, modules) for m in members)
+                )
                 continue
             if before:
                 source = next(iter(plan.formulas[norm].terms))
                 space = plan.known.spaces[norm]
-                places = [outputs + 4 + axis % 2 for axis in range(space.axes)]
+                places = [outputs + max(room, 4) + axis % 2 for axis in range(space.axes)]
                 shape = [2, space.channels, *places] if space.axes else _tokens(plan, norm, space.channels)
                 start = {source: torch.randn(shape, generator=generator, dtype=torch.float64)}
                 whole, skipped = Evaluation(start, modules), Evaluation({**start, norm: start[source]}, modules)
@@ -105,7 +111,8 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
                     for root, conv in formula.terms.items():
                         assert isinstance(root, Value)
                         shape = [2, conv.in_channels] if conv.axes else _tokens(plan, root, conv.in_channels)
-                        shape += [length(conv, axis, outputs + 2 + extra, trial) for axis in range(conv.axes)]
+                        wide = outputs + max(room, 2) + extra
+                        shape += [length(conv, axis, wide, trial) for axis in range(conv.axes)]
                         inputs.setdefault(root, torch.randn(shape, generator=generator, dtype=torch.float64))
                 new: dict[Value, Tensor] = {}
                 for member, formula in formulas.items():
@@ -124,6 +131,7 @@ def _bared_error(
     norm: Value,
     member: Value,
     formula: Affine,
+    room: int,
     generator: torch.Generator,
     modules: dict[int, nn.Module],
 ) -> float:
@@ -131,7 +139,7 @@ def _bared_error(
     wrap = next(w for w in plan.wraps[member] if w.norm is norm)
     space = plan.known.spaces[norm]
     (conv,) = formula.terms.values()
-    places = [length(conv, axis, 4 + margin([formula]), 0) for axis in range(space.axes)]
+    places = [max(length(conv, axis, 4 + margin([formula]), 0), room + axis) for axis in range(space.axes)]
     shape = [2, space.channels, *places] if space.axes else _tokens(plan, norm, space.channels)
     if not space.axes and conv.axes:  # tokens become an image on the way
         shape = [2, *(length(conv, axis, 4 + margin([formula]), 0) for axis in range(conv.axes)), space.channels]

@@ -85,7 +85,7 @@ class Draft:
             if not batch_only(reader) or not conv.axes or rank.most < conv.axes + 2:
                 return False
             if rank.least < conv.axes + 2:
-                operation = replace(operation, assumed_rank=conv.axes + 2)
+                operation = replace(operation, read_rank=conv.axes + 2)
         self.plan.operations[value] = replace(operation, looked_at=True)
         return True
 

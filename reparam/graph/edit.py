@@ -15,6 +15,7 @@ from reparam.graph.guard import require_rank
 from reparam.graph.modules import Fused
 from reparam.graph.net import Frame, Value
 from reparam.graph.net_plan import NetPlan
+from reparam.graph.own_weights import call_own_weights, holds_weights_of
 from reparam.graph.source import forward_source
 from reparam.graph.statistic_norms import bare_call
 from reparam.graph.swap import delete, holds_tensors, replace_module
@@ -29,8 +30,10 @@ def _rank_taken_for_granted(fused: Fused) -> int | None:
 
     All operations without spatial axes keep the rank, so that of the norm's input is that of the region's.
     """
-    members = (*fused.plan.absorbed(fused.value), fused.value)
-    ranks = (fused.plan.operations[v].assumed_rank for v in members if v not in fused.place.passed)
+    operations, passed = fused.plan.operations, fused.place.passed
+    ranks = [operations[v].rank_if_gone for v in fused.plan.absorbed(fused.value) if v not in passed]
+    if fused.value not in passed:
+        ranks.append(operations[fused.value].assumed_rank)
     return next((rank for rank in ranks if rank is not None), None)
 
 
@@ -76,7 +79,7 @@ class Edit:
                 if node in replaced:  # another region shares it
                     continue
                 new = current(next(iter(plan.operations[value].terms)))  # all of them hand on the same value
-                rank = plan.operations[value].assumed_rank
+                rank = plan.operations[value].rank_if_gone
                 if rank is not None:
                     with graph.inserting_before(node):
                         new = graph.call_function(require_rank, (new, rank))
@@ -175,6 +178,7 @@ class Edit:
     def install(self, used: Used, homes: Mapping[int, list[tuple[nn.Module, str]]]) -> None:
         """Give the module its new children and its new forward, and drop what nothing reads any more."""
         module, trace = self.frame.module, self.frame.trace
+        self._keep_own_weights(used)
         for target in sorted(self.old_targets - self.new_targets | set(self.added)):
             if not used.below(join(self.frame.path, target)) or target in self.added:
                 delete(module, target)
@@ -198,6 +202,21 @@ class Edit:
         else:
             base = base_class(module)
             module.__class__ = generated_class(base, source)  # type: ignore[arg-type]  # a class is hashable
+
+    def _keep_own_weights(self, used: Used) -> None:
+        """Let a convolution whose forward does more, such as to pad, hold its new weights itself."""
+        module, (path, names) = self.frame.module, (self.frame.path, ("weight", "bias"))
+        if len(self.created) != 1 or any(n in self.new_targets or used.below(join(path, n)) for n in names):
+            return
+        ((node, fused, root),) = self.created
+        name = str(node.target)
+        child = self.added[name]
+        if holds_weights_of(module, child):
+            call_own_weights(self.frame.trace.graph, node, child)
+            module._parameters.update(child._parameters)
+            fused.modules[root] = module
+            del self.added[name]
+            self.new_targets = self.new_targets - {name} | set(names)
 
     def _drop_makers(self, used: Used) -> None:
         """Drop the children whose parameters only made weights that are constants now, and what is empty then."""

@@ -63,7 +63,7 @@ class Emitter:
                 if value.frame in self.edited:
                     self.edited[value.frame].passed.append((fused.plan, value))
                 else:
-                    rank = fused.plan.operations[value].assumed_rank
+                    rank = fused.plan.operations[value].rank_if_gone
                     nothing = (nn.Identity() if rank is None else OfRank(rank)).train(value.module.training)
                     carry_attributes(value.module, nothing)
                     replace_module(homes, value.module, nothing)

@@ -54,11 +54,13 @@ class _Grouped:
         formula: of the sum.
         names: of the root, in the formula, by branch.
         price: cost of the sum and of the branches that stay apart.
+        convolutions: of these.
     """
 
     formula: Affine
     names: Mapping[Value, Value]
     price: float
+    convolutions: int
 
 
 @final
@@ -161,10 +163,12 @@ class Grouping:
         now = {total: self.plan.formulas[total]}
         apart = (*branches, *spelled.expanded)
         now |= {v: self.plan.formulas[v] for v in apart if v not in self.plan.inlined}
+        members = {m for v in (*apart, total) for m in (*self.plan.absorbed(v), v)}
+        most = self.worth.most_convolutions(members)
         best, least = None, self.worth.price(now) * (1 - EPSILON)
         for partition in self._partitions(total, spelled, root, branches):
             found = self._best_of(total, spelled, root, partition)
-            if found is not None and found.price < least:
+            if found is not None and found.price < least and found.convolutions <= most:
                 best, least = found, found.price
         if best is not None:
             self._commit(total, spelled, root, best)
@@ -224,8 +228,8 @@ class Grouping:
         if isinstance(terms, Refusal):
             return None
         formula = Affine(terms, biased)
-        price = self.worth.price({total: formula, **{b: self.plan.formulas[b] for b in stay}})
-        return _Grouped(formula, names, price)
+        formulas = {total: formula, **{b: self.plan.formulas[b] for b in stay}}
+        return _Grouped(formula, names, self.worth.price(formulas), self.worth.convolutions(formulas))
 
     def _commit(self, total: Value, spelled: _Sum, root: Value, best: _Grouped) -> None:
         gone = {**spelled.expanded, **dict.fromkeys(best.names)}

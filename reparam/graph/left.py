@@ -81,7 +81,7 @@ def _why_apart(plan: NetPlan, reader: Value) -> tuple[Value, Refusal] | None:
     reached: dict[Value, set[Value]] = {summand: {summand} for summand in summands}
     formula: Affine = plan.formulas[reader]
     for _ in range(STEPS):
-        inside = [r for r in formula.terms if isinstance(r, Value) and r in plan.operations and not plan.gone(r)]
+        inside = [r for r in formula.terms if isinstance(r, Value) and r in plan.formulas and not plan.gone(r)]
         if not inside:
             return None
         root = max(inside, key=lambda value: value.index)

@@ -25,6 +25,15 @@ def has_channels_last(weight: Tensor) -> bool:
 
 def put_channels_last(module: nn.Module) -> None:
     """Put the channels of all weights of convolutions last in memory."""
+    _put(module, CHANNELS_LAST)
+
+
+def put_channels_first(module: nn.Module) -> None:
+    """Put the channels of all weights of convolutions in front of their kernels, as torch makes them."""
+    _put(module, dict.fromkeys(CHANNELS_LAST, torch.contiguous_format))
+
+
+def _put(module: nn.Module, formats: Mapping[int, torch.memory_format]) -> None:
     for part in module.modules():
-        if isinstance(part, nn.modules.conv._ConvNd) and part.weight.dim() in CHANNELS_LAST:
-            part.weight.data = part.weight.data.to(memory_format=CHANNELS_LAST[part.weight.dim()])
+        if isinstance(part, nn.modules.conv._ConvNd) and part.weight.dim() in formats:
+            part.weight.data = part.weight.data.to(memory_format=formats[part.weight.dim()])

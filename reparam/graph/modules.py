@@ -1,6 +1,6 @@
 """The modules of a fused region, ready to enter the model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -35,14 +35,14 @@ class Fused:
         plan: plan of its net.
         value: the value that is replaced.
         place: where.
-        modules: per root, the module that computes the term; None: the root itself.
+        modules: per root, the module that computes the term, or holds the weights that do; None: the root itself.
         kind: of its weights.
     """
 
     plan: NetPlan
     value: Value
     place: Place
-    modules: Mapping[Value, nn.Module | None]
+    modules: dict[Value, nn.Module | None]
     kind: Kind
 
 
@@ -82,13 +82,12 @@ def built(formula: Affine, kind: Kind) -> dict[Value, nn.Module | None]:
     bias = formula.bias
     modules: dict[Value, nn.Module | None] = {}
     terms = sorted(formula.terms.items(), key=lambda term: (term[1].identity, term[1].scales))
-    beside = len(terms) > 1
     for root, conv in terms:
         assert isinstance(root, Value)
-        if conv.identity and bias is None and beside:
+        if conv.identity and bias is None and len(terms) > 1:
             modules[root] = None
             continue
-        module = build(conv, bias, dtype=kind.dtype, device=kind.device, trainable=kind.trainable, beside=beside)
+        module = build(conv, bias, dtype=kind.dtype, device=kind.device, trainable=kind.trainable)
         if kind.channels_last:
             put_channels_last(module)
         modules[root], bias = module, None

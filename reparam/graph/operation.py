@@ -26,6 +26,7 @@ class Operation:
         norm: whether it is a batch norm.
         generated: whether its weight is computed anew at every call.
         assumed_rank: rank of the input that the formula takes for granted; None: it holds for every rank.
+        read_rank: rank that a reader of its batch size takes for granted where its input takes its place.
         looked_at: whether its shape is read, so that a value of the same shape, or batch, must take its place.
         arithmetic: whether it is a sum or product written out: no reason for a convolution by itself, and a pass over
             the tensor also where the formula is the identity (``x + 0``).
@@ -41,6 +42,7 @@ class Operation:
     norm: bool = False
     generated: bool = False
     assumed_rank: int | None = None
+    read_rank: int | None = None
     looked_at: bool = False
     arithmetic: bool = False
     copies: bool = False
@@ -50,6 +52,11 @@ class Operation:
     def structure(self) -> Affine:
         """The formula without numbers."""
         return Affine(dict(self.terms), self.bias is not None)
+
+    @property
+    def rank_if_gone(self) -> int | None:
+        """Rank of the input that is taken for granted where its input, or what that was made of, takes its place."""
+        return self.assumed_rank if self.assumed_rank is not None else self.read_rank
 
     @property
     def hands_on(self) -> bool:

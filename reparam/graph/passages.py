@@ -1,5 +1,5 @@
-"""Operations that hand on every channel by itself: layout changes, means over space, resizing, concatenation of
-channels.
+"""Operations that hand on every channel by itself: layout changes, means over space or over windows of it, resizing,
+concatenation of channels.
 
 They commute with one scale and shift per channel, so a norm behind one may go into the convolutions in front of it, and
 a norm in front of one into the convolution or linear layer behind it. Where channels are concatenated, the norm is
@@ -11,8 +11,10 @@ from typing import Any, Final
 
 from torch import nn
 
+from reparam.graph.average_pools import average_pool
 from reparam.graph.calls import argument, name_of, stock, tensor_input
 from reparam.graph.net import Value
+from reparam.graph.operation import Operation
 from reparam.graph.space import Space
 
 Spaces = Mapping[Value, Space]
@@ -30,6 +32,11 @@ def parts(value: Value, spaces: Spaces) -> list[tuple[Value, int]] | None:
     if source is None or inner is None or inner.channels != space.channels:
         return None
     return [(source, 0)] if carried(value, inner, space) == space else None
+
+
+def lets_through(value: Value, spaces: Spaces, operations: Mapping[Value, Operation]) -> bool:
+    """Whether a linear operation is none that could take over a scale and shift, but hands them on."""
+    return operations[value].carries or (operations[value].pool and parts(value, spaces) is not None)
 
 
 def _concatenated(value: Value, space: Space, spaces: Spaces) -> list[tuple[Value, int]] | None:
@@ -67,6 +74,8 @@ def _kind(value: Value) -> str:
     kind = stock(value.module)
     if kind is nn.Flatten:
         return "flatten"
+    if kind in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d):
+        return "avg_pool"
     if isinstance(value.module, nn.modules.pooling._AdaptiveAvgPoolNd | nn.Upsample) and kind is not None:
         return "interpolate"
     return ""
@@ -77,6 +86,11 @@ Rule = Callable[[Value, Space, Space | None], Space | None]
 
 def _resize(value: Value, inner: Space, outer: Space | None) -> Space | None:
     return inner
+
+
+def _average(value: Value, inner: Space, outer: Space | None) -> Space | None:
+    pool = average_pool(value)
+    return inner if pool is not None and pool.axes == inner.axes and pool.keeps_constants else None
 
 
 def _rank(space: Space) -> int | None:
@@ -165,6 +179,10 @@ RULES: Final[Mapping[str, Rule]] = {
     "mean": _mean,
     "getitem": _pick,
     "interpolate": _resize,
+    "avg_pool": _average,
+    "avg_pool1d": _average,
+    "avg_pool2d": _average,
+    "avg_pool3d": _average,
     "adaptive_avg_pool1d": _resize,
     "adaptive_avg_pool2d": _resize,
     "adaptive_avg_pool3d": _resize,

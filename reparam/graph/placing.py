@@ -189,7 +189,9 @@ def _edit(
         if reason:
             return reason
     container, behind = _covered(at, path, list(stands_for.values()), operations, inlined, dead)
-    ranks = any(operations[v].assumed_rank for v in (*absorbed(operations, inlined, path[0]), path[0]))
+    ranks = operations[path[0]].assumed_rank or any(
+        operations[v].rank_if_gone for v in absorbed(operations, inlined, path[0])
+    )
     whole = container is not None and not ranks and not site.container(container)
     if container is not None and whole and not site.mistaken(container.path, lambda: kind_of(formula)):
         return Place(at, Mode.CONTAINER, stands_for, (*behind, *in_front), container)

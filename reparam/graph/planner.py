@@ -61,7 +61,7 @@ class _Planner:
             if value not in self.plan.inlined:
                 through.absorb(value)
         for value in order:
-            if not self.plan.gone(value) and value not in self.plan.wraps and self._is_norm_of_pool(value):
+            if not self.plan.gone(value) and value not in self.plan.wraps and self._is_norm_and_pool(value):
                 self._improve(value)
         grouping = Grouping(self.draft, self.worth)
         for value in reversed(order):  # a sum before its partial sums
@@ -97,12 +97,14 @@ class _Planner:
             self.plan.places[value] = where
 
     def _can_wait(self, value: Value, turn: int) -> bool:
-        """Whether a reader may have a better use for a value: another sum, or convolutions for a norm of a pool."""
-        return self._is_norm_of_pool(value) or (turn == 0 and self._is_partial_sum(value))
+        """Whether others may have a better use for a value: another sum, or convolutions for the norm of a pool."""
+        return self._is_norm_and_pool(value) or (turn == 0 and self._is_partial_sum(value))
 
-    def _is_norm_of_pool(self, value: Value) -> bool:
-        operations = self.plan.operations
-        return operations[value].norm and any(r in operations and operations[r].pool for r in operations[value].terms)
+    def _is_norm_and_pool(self, value: Value) -> bool:
+        """Whether a norm reads a pool, or a pool a norm."""
+        operation = self.plan.operations[value]
+        read = [self.plan.operations[r] for r in operation.terms if r in self.plan.operations]
+        return (operation.norm and any(r.pool for r in read)) or (operation.pool and any(r.norm for r in read))
 
     def _is_partial_sum(self, value: Value) -> bool:
         """Whether a sum goes into one other sum as it is: the other one is looked at first."""

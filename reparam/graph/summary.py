@@ -112,18 +112,18 @@ def region_path(plan: NetPlan, value: Value) -> str:
 
 def kernels(formula: Affine) -> tuple[Kernel, ...]:
     """The terms of a formula."""
-    convs = tuple(_kernel(conv, len(formula.terms) > 1) for conv in formula.terms.values())
+    convs = tuple(map(_kernel, formula.terms.values()))
     if formula.size is None:
         return convs
     return (*convs, Kernel(Kind.BIAS_MAP, formula.channels, formula.channels, formula.size))
 
 
-def _kernel(conv: Conv, beside: bool) -> Kernel:
-    """A term of a formula; ``beside``: it is added to others."""
+def _kernel(conv: Conv) -> Kernel:
+    """A term of a formula."""
     kind = Kind.TRANSPOSED if conv.transposed else Kind.CONV
     if conv.identity:
         kind = Kind.INPUT
-    elif conv.scales and (beside or conv.axes == 0):
+    elif conv.scales:
         kind = Kind.SCALE
     elif conv.axes == 0:
         kind = Kind.LINEAR

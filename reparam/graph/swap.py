@@ -28,7 +28,7 @@ class State:
         self.module.__dict__.clear()
         self.module.__dict__.update(self.attributes)
         for registry, entries in self.registered:
-            if list(registry.items()) != list(entries.items()):
+            if not _same(registry, entries):
                 registry.clear()
                 registry.update(entries)
 

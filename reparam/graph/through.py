@@ -6,6 +6,7 @@ Forward: one in front of passages goes into the convolution or linear layer behi
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import final
 
 from torch import nn
@@ -14,7 +15,7 @@ from reparam.algebra import Affine, Refusal
 from reparam.graph.draft import Draft
 from reparam.graph.net import Value
 from reparam.graph.operation import Operation, absorbed
-from reparam.graph.passages import Spaces, parts
+from reparam.graph.passages import Spaces, lets_through, parts
 from reparam.graph.placing import Place, place
 from reparam.graph.proxy import PLAIN
 from reparam.graph.worth import Worth
@@ -39,11 +40,11 @@ class Through:
         if not conv.diagonal or (conv.identity and not formula.biased) or not isinstance(root, Value):
             return
         spaces, operations = self.plan.known.spaces, self.plan.operations
-        if (root in operations and not operations[root].carries) or norm not in spaces:
+        if (root in operations and not lets_through(root, spaces, operations)) or norm not in spaces:
             back: list[tuple[Value, Wrap]] | Refusal = Refusal("norm", "")
         else:
             back = producers(norm, root, spaces, operations, self._reading)
-        for found in (back, consumers(norm, spaces, operations)):
+        for found in (back, self._consumers(norm)):
             if isinstance(found, Refusal):
                 if found.condition:
                     self._refuse_norm(norm, found)
@@ -52,6 +53,24 @@ class Through:
             if refusal is None:
                 return
             self._refuse_norm(norm, refusal)
+
+    def _consumers(self, norm: Value) -> list[tuple[Value, Wrap]] | Refusal:
+        """The operations behind, or what they disappeared into where that reads nothing else."""
+        found = consumers(norm, self.plan.known.spaces, self.plan.operations)
+        if isinstance(found, Refusal):
+            return found
+        hosts = self.hosts if any(value in self.plan.inlined for value, _ in found) else {}
+        return [(hosts.get((value, wrap.root), value), wrap) for value, wrap in found]
+
+    @cached_property
+    def hosts(self) -> Mapping[tuple[Value, Value | None], Value]:
+        """By a value that disappeared and its one root: what it disappeared into, whose one root that is now."""
+        found: dict[tuple[Value, Value | None], Value] = {}
+        for host in self.plan.changed():
+            roots = [root for root in self.plan.formulas[host].terms if isinstance(root, Value)]
+            if len(roots) == 1:
+                found.update({(value, roots[0]): host for value in self.plan.absorbed(host)})
+        return found
 
     def _reading(self, value: Value) -> int:
         readers = [user for user in value.users if user not in self.plan.dead and not only_shape(user, value)]
@@ -107,7 +126,7 @@ def taken_over(
         stays = draft.stays(value)
         if stays is not None:
             return stays
-        gone = next((p for p in wrap.passages if p in plan.inlined), None)
+        gone = next((p for p in wrap.passages if p in plan.inlined or p in plan.places), None)
         if gone is not None:
             return Refusal("used_elsewhere", f"{gone.name} at {gone.path} became part of another operation")
         span = sorted((value.index, norm.index))
@@ -149,7 +168,7 @@ def producers(
         value, start, behind = pending.pop()
         if readers(value) != 1:
             return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is read more than once")
-        if value in operations and not operations[value].carries:
+        if value in operations and not lets_through(value, spaces, operations):
             space = spaces[value]
             found.append((value, Wrap(norm, start, space.channels, None, behind)))
             continue
@@ -174,7 +193,7 @@ def consumers(norm: Value, spaces: Spaces, operations: Mapping[Value, Operation]
         if not readers:
             return Refusal("norm", "nothing linear lies in front of it, and its value is a result")
         for user in readers:
-            if user in operations and not operations[user].carries:
+            if user in operations and not lets_through(user, spaces, operations):
                 if value not in operations[user].terms:
                     return Refusal("norm", "nothing linear lies behind it")
                 found.append((user, Wrap(norm, 0, spaces[norm].channels, value, passages)))
@@ -183,10 +202,9 @@ def consumers(norm: Value, spaces: Spaces, operations: Mapping[Value, Operation]
             if inputs is None or len(inputs) != 1 or inputs[0][0] is not value:
                 return Refusal("norm", f"{user.name} at {user.path or 'the root'} lies behind it and is not linear")
             pending.append((user, (*passages, user)))
-    direct = next((user for user, wrap in found if not wrap.passages), None)
-    if direct is not None and len(found) > 1:
-        return Refusal("used_elsewhere", f"its value is also read by {direct.name} at {direct.path}")
-    return found if direct is None else Refusal("norm", "nothing linear lies behind it")
+    if not any(wrap.passages for _, wrap in found):  # then it goes into its readers without more ado, or not at all
+        return Refusal("norm", "nothing linear lies behind it")
+    return found
 
 
 def _inputs(value: Value, spaces: Spaces, operations: Mapping[Value, Operation]) -> list[tuple[Value, int]] | None:

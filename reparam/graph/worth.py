@@ -1,10 +1,11 @@
 """What a step of a plan gains: sizes of values, work of formulas, and the policy that compares them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from math import inf
 from typing import Final, final
 
 from reparam.algebra import Affine, Refusal
-from reparam.cost import Cost, Work, affine_work, operation_work, resolution
+from reparam.cost import NO_MORE_CONVOLUTIONS, Cost, Work, affine_work, operation_work, resolution
 from reparam.graph.net import Net, Value
 from reparam.graph.operation import Operation
 from reparam.measure import Measured
@@ -63,13 +64,29 @@ class Worth:
         """Whether a step needs more operations than there were."""
         return self._sum(after).launches > self._sum(before).launches
 
+    def convolutions(self, formulas: Mapping[Value, Affine]) -> int:
+        """Convolutions that compute the values as their formulas say."""
+        return self._sum(formulas).convolutions
+
+    def most_convolutions(self, values: Iterable[Value]) -> float:
+        """As many as there were in these operations; under ``always``, measured and unknown policies any number."""
+        if self.cost not in NO_MORE_CONVOLUTIONS:
+            return inf
+        return self.convolutions({value: self.original[value] for value in values})
+
     def gain(
         self, before: Mapping[Value, Affine], after: Mapping[Value, Affine], gone: Work | None = None
     ) -> Refusal | None:
-        """Why a step is not worth it: it must cost less, and need no more operations; ``gone`` vanishes beside it."""
+        """Why a step is not worth it: it must cost less, and need no more operations; ``gone`` vanishes beside it.
+
+        Under the policies of ``reparam.cost`` but ``always``, it needs no more convolutions either.
+        """
         old, new = self._sum(before) + (gone or Work()), self._sum(after)
         if new.launches > old.launches:
             return Refusal("cost", f"{new.launches} operations would replace {old.launches}")
+        if new.convolutions > old.convolutions and self.cost in NO_MORE_CONVOLUTIONS:
+            why = f"more convolutions would be run: {new.convolutions} instead of {old.convolutions}"
+            return Refusal("cost", why, "pass cost=reparam.cost.always")
         if isinstance(self.cost, Measured):
             slow, fast = self._seconds(before), self._seconds(after)
             if self.cost.faster(slow, fast, old, new):
@@ -91,7 +108,14 @@ class Worth:
 
 def work_as_it_stands(operation: Operation, sizes: Mapping[Value, float], size_out: float) -> Work:
     """Work of an operation of a net; ``sizes`` and ``size_out`` are spatial elements of its inputs and its result."""
-    return operation_work(operation.structure, sizes, size_out, passes=operation.arithmetic, copies=operation.copies)
+    return operation_work(
+        operation.structure,
+        sizes,
+        size_out,
+        passes=operation.arithmetic,
+        copies=operation.copies,
+        pools=operation.pool,
+    )
 
 
 def relative_sizes(net: Net, operations: Mapping[Value, Operation]) -> dict[Value, float]:

@@ -7,38 +7,26 @@ from torch import nn
 
 from reparam.algebra import Refusal
 from reparam.algebra.sources import pool_is_conv
+from reparam.graph.average_pools import AveragePool, average_pool
 from reparam.graph.calls import argument, name_of, stock, tensor_input
 from reparam.graph.lift.base import Known, Lifted, passed, per_axis, shape_text
 from reparam.graph.net import Value
 from reparam.graph.operation import Operation
 from reparam.graph.sizes import readings, spatial_sizes
 
-AVERAGES: Final = {"avg_pool1d": 1, "avg_pool2d": 2, "avg_pool3d": 3}
 MAXIMA: Final = {"max_pool1d": 1, "max_pool2d": 2, "max_pool3d": 3}
 ADAPTIVE: Final = {f"adaptive_{kind}_pool{axes}d": axes for kind in ("avg", "max") for axes in (1, 2, 3)}
 
 
 def pool(value: Value, known: Known) -> Lifted:
     """``nn.AvgPool*d``, ``F.avg_pool*d``; maxima over windows of one element."""
-    kind, module, name = stock(value.module), value.module, name_of(value)
-    divisor: Any = None
-    if kind in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d):
-        axes = int(kind.__name__[-2])
-        size, stride, padding = module.kernel_size, module.stride, module.padding  # type: ignore[union-attr]
-        ceil_mode, include = module.ceil_mode, module.count_include_pad  # type: ignore[union-attr]
-        divisor = getattr(module, "divisor_override", None)
-    elif name in AVERAGES:
-        axes = AVERAGES[name]
-        size = argument(value, 1, "kernel_size")
-        stride, padding = argument(value, 2, "stride"), argument(value, 3, "padding", 0)
-        ceil_mode, include = argument(value, 4, "ceil_mode", False), argument(value, 5, "count_include_pad", True)
-        divisor = argument(value, 6, "divisor_override")
-    else:
+    found = average_pool(value)
+    if found is None:
         single = _single_maximum(value)
         if single is None:
             return None
-        axes, stride = single
-        size, padding, ceil_mode, include = 1, 0, False, True
+        found = AveragePool(single[0], 1, single[1], 0, False, True, None)
+    axes, size, stride, padding, ceil_mode, include, divisor = found
     source = tensor_input(value)
     space = known.space(source)
     if source is None or space is None or space.axes != axes:
@@ -62,9 +50,10 @@ def pool(value: Value, known: Known) -> Lifted:
         return passed(source, known)
     number = 1 / (divisor or torch.Size(kernel).numel())
     shape = conv.weight_shape
-    label = f"average pool {shape_text(kernel)}" if set(kernel) != {1} else "every second element"
+    single_elements = set(kernel) == {1}
+    label = "every second element" if single_elements else f"average pool {shape_text(kernel)}"
     weight = {source: lambda: torch.full(shape, number, dtype=torch.float64)}
-    return Operation(label, {source: conv}, weight, pool=set(kernel) != {1})
+    return Operation(label, {source: conv}, weight, pool=not single_elements, copies=single_elements)
 
 
 def _single_maximum(value: Value) -> tuple[int, Any] | None:
