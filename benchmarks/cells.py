@@ -84,7 +84,6 @@ def setup(chosen: Settings) -> dict[str, Any]:
         "machine": machine(torch.device(chosen.device)),
         "device": chosen.device,
         "threads": chosen.threads,
-        "reparam": code(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in DISTRIBUTIONS if _installed(name)},
     }

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import reparam
 from benchmarks import page
-from benchmarks.cells import Results, Settings, run, settings, setup
+from benchmarks.cells import Results, Settings, code, run, settings, setup
 from benchmarks.paired import milliseconds, ratio, time_forms
 from benchmarks.subjects import SUBJECTS
 
@@ -240,7 +240,7 @@ def rooflines(names: list[str], good: dict[str, Any], machine: dict[str, Any]) -
 
 def main() -> int:
     chosen = settings(__doc__, minutes=6, seconds=8)
-    results = Results.resumed(chosen.file("limit"), setup(chosen), chosen.fresh)
+    results = Results.resumed(chosen.file("limit"), setup(chosen) | {"reparam": code()}, chosen.fresh)
     run(cells(chosen), measure, results, chosen)
     page.publish("limit", text(results), chosen.out is None)
     return 0

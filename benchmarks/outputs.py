@@ -6,6 +6,7 @@ python -m benchmarks.outputs --quick     two nets, printed
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks import page
-from benchmarks.cells import SCRATCH, Results, Settings, code, run, settings, setup
+from benchmarks.cells import SCRATCH, Results, Settings, run, settings, setup
 from benchmarks.paired import Ratio, milliseconds, ratio, time_forms
 from benchmarks.runtimes import COMPILE_FOR_LONG, RUNTIMES, Place
-from benchmarks.subjects import QUICK, SUBJECTS
+from benchmarks.subjects import QUICK, SUBJECTS, fingerprint
 
 BATCHES = (1, 8)
 COUNTS = ("convs", "norms", "adds", "kernels")
@@ -43,21 +44,29 @@ def key(name: str, runtime: str, batch: int) -> str:
 
 
 def measure(chosen: Settings, name: str, runtime: str, batch: int) -> dict[str, Any]:
-    """One cell: seconds per round, operations and difference from the net as it was, by form."""
+    """One cell: what `fuse` returned; seconds per round, operations and difference from the net as it was, by form."""
     torch.set_num_threads(chosen.threads)
     subject = SUBJECTS[name]
     x = subject.input(batch)
     forms = subject.forms()
+    fused = fingerprint(forms["fused"])
     expected = RUNTIMES["eager"](forms["unfused"], x, Place(Path(), chosen.threads)).outputs
     prepared = {}
     for form, net in forms.items():
-        place = Place(folder() / f"onnx-{code()}" / f"{name}-{form}-{batch}".replace(" ", "_"), chosen.threads)
+        place = Place(folder() / "onnx" / f"{fingerprint(net)}-{batch}", chosen.threads)
         prepared[form] = RUNTIMES[runtime](net, x, place)
     return {
+        "fused": fused,
         "counts": {form: p.counts for form, p in prepared.items()},
         "errors": {form: error(expected, p.outputs, subject.ranked) for form, p in prepared.items()},
         "seconds": time_forms({form: p.run for form, p in prepared.items()}, chosen.seconds, chosen.threads),
     }
+
+
+def still_true(cells: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The cells of nets of which `fuse` returns the same as when they were measured."""
+    now = {name: SUBJECTS[name].fused() for name in {cell.partition(" | ")[0] for cell in cells}}
+    return {name: cell for name, cell in cells.items() if cell.get("fused") == now[name.partition(" | ")[0]]}
 
 
 def folder() -> Path:
@@ -189,6 +198,7 @@ def main() -> int:
     chosen = settings(__doc__, minutes=18, seconds=4)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder() / "inductor"))
     results = Results.resumed(chosen.file("outputs"), setup(chosen), chosen.fresh)
+    results.cells = still_true(results.cells)
     run(cells(chosen), measure, results, chosen)
     if chosen.out is None:
         page.save(picture(results), "speed_outputs")

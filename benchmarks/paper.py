@@ -20,7 +20,7 @@ from torch.fx.experimental.optimization import fuse as fold_norms
 import reparam
 from benchmarks import page
 from benchmarks.branches import Sum, maps_held, with_branches
-from benchmarks.cells import Results, Settings, run, settings, setup
+from benchmarks.cells import Results, Settings, code, run, settings, setup
 from benchmarks.paired import ratio, time_forms
 from benchmarks.published import QUICK, REFERENCE, TABLE_4, TABLE_6
 from reparam.models import repvgg_b0
@@ -201,7 +201,7 @@ def picture(results: Results) -> Figure:
 
 def main() -> int:
     chosen = settings(__doc__, minutes=8, seconds=60)
-    results = Results.resumed(chosen.file("paper"), setup(chosen), chosen.fresh)
+    results = Results.resumed(chosen.file("paper"), setup(chosen) | {"reparam": code()}, chosen.fresh)
     run(cells(chosen), measure, results, chosen)
     if chosen.out is None:
         page.save(picture(results), "speed_paper")

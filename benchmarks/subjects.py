@@ -1,6 +1,7 @@
 """The nets whose fused form is timed: how each is built, and what its author, or else torch, converts it with."""
 
 import copy
+import hashlib
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from package_nets import get, quiet, timm_convert
 from torch import Tensor, nn
 
 import reparam
+from reparam.graph.generated import SOURCE
 
 Converter = Callable[[nn.Module], nn.Module]
 
@@ -47,9 +49,24 @@ class Subject:
             found["author"] = quiet(lambda: convert(copy.deepcopy(net)).eval())
         return found
 
+    def fused(self) -> str:
+        """Fingerprint of the fused form."""
+        return fingerprint(self.forms()["fused"])
+
     def input(self, batch: int) -> Tensor:
         """Random images."""
         return torch.randn(batch, *self.shape, generator=torch.Generator().manual_seed(1))
+
+
+def fingerprint(net: nn.Module) -> str:
+    """What a net runs, its numbers apart, in twelve digits: classes, settings, shapes and generated forwards."""
+    digest = hashlib.sha256()
+    for path, module in net.named_modules():
+        tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        held = [(name, tuple(tensor.shape), str(tensor.dtype), tensor.stride()) for name, tensor in tensors]
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        digest.update(repr((path, kind, module.extra_repr(), held, getattr(module, SOURCE, ""))).encode())
+    return digest.hexdigest()[:12]
 
 
 def torch_fx(net: nn.Module) -> nn.Module:

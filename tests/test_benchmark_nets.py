@@ -60,6 +60,15 @@ def test_a_cell_holds_all_forms(runtime: str) -> None:
     )
 
 
+@pytest.mark.usefixtures("small")
+def test_cells_hold_as_long_as_fuse_returns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = {"small-1.0 | eager | 1": outputs.measure(Settings(seconds=0.01), "small-1.0", "eager", 1)}
+    assert outputs.still_true(cells) == cells
+    other = Subject(lambda: nn.Sequential(Two(), nn.Conv2d(4, 4, 1)), (3, 8, 8))
+    monkeypatch.setitem(outputs.SUBJECTS, "small-1.0", other)  # type: ignore[index]
+    assert outputs.still_true(cells) == {}
+
+
 def test_outputs_that_differ_are_seen() -> None:
     x = torch.arange(4.0).reshape(1, 4)
     assert outputs.error([x], [x + 0.3]) == pytest.approx(0.1)
