@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import Block, C, conv, conv_norm, difference, images, is_fused, randomise, snapshot
+from nets import Block, C, conv, conv_norm, difference, images, is_fused, randomise, ready, snapshot
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -86,6 +86,32 @@ def test_a_fused_net_is_right(dtype: torch.dtype) -> None:
     assert [row.dtype for row in result.outputs] == ["float64"] + [name] * (dtype != torch.float64)
     eps = torch.finfo(dtype).eps
     assert all(0 < row.error <= row.tolerance <= 50 * eps for row in result.outputs), result
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_long_sums_round_more_often(seed: int) -> None:
+    """In float64 torch forms them one term after the other."""
+    torch.manual_seed(seed)
+    model = ready(nn.Sequential(nn.Conv2d(4, 64, 3), nn.ReLU(), nn.Conv2d(64, 4, 5), nn.BatchNorm2d(4)), seed)
+    x = torch.randn(2, 4, 12, 12, dtype=torch.float64)
+    assert reparam.verify(model, reparam.fuse(model, example_inputs=x), x)
+
+
+def test_a_fault_of_a_few_roundings_is_seen_in_long_sums() -> None:
+    model = ready(nn.Sequential(nn.Conv2d(64, 4, 5), nn.BatchNorm2d(4)))
+    x = torch.randn(2, 64, 12, 12, dtype=torch.float64)
+    wrong = reparam.fuse(model)
+    wrong[0].bias.data += 1e-12
+    assert not reparam.verify(model, wrong, x)
+
+
+def test_sums_in_a_finer_type_do_not_count() -> None:
+    """The run in float64 of a model in float32 is as sharp as if its sums had one term."""
+    model = ready(nn.Sequential(nn.Conv2d(64, 4, 5), nn.BatchNorm2d(4))).float()
+    found = reparam.verify(model, reparam.fuse(model), torch.randn(2, 64, 12, 12))
+    assert [difference.dtype for difference in found.outputs] == ["float64", "float32"]
+    assert "√2 operations" in found.outputs[0].basis or "move a" in found.outputs[0].basis
+    assert found.outputs[1].tolerance > 5 * found.outputs[0].tolerance
 
 
 def test_a_net_is_itself() -> None:

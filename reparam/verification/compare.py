@@ -99,8 +99,8 @@ def compare(a: Subject, b: Subject, inputs: Inputs, eps: float, dtype: str, *, i
         dtype: what to call the type in which they are run.
         inside: look at every module, not only at the outputs.
     """
-    first = observe(a, inputs, inside=inside, count=True)
-    second = observe(b, inputs, inside=inside, other=first, count=True)
+    first = observe(a, inputs, inside=inside, eps=eps)
+    second = observe(b, inputs, inside=inside, other=first, eps=eps)
     with a.rounded_anew(eps / 2):
         moved = observe(a, inputs, inside=inside, other=first)
     return Comparison(a, b, first, second, moved, max(eps, first.coarsest, second.coarsest), dtype)

@@ -142,7 +142,7 @@ class Record:
     parents: dict[Key, Key] = field(default_factory=dict)
     inputs: dict[Key, Leaves] = field(default_factory=dict)
     outputs: dict[Key, Leaves] = field(default_factory=dict)
-    depths: dict[Key, dict[str, int]] = field(default_factory=dict)
+    depths: dict[Key, dict[str, float]] = field(default_factory=dict)
     unlike: dict[Key, tuple[dict[str, float], dict[str, float]]] = field(default_factory=dict)
     coarsest: float = 0.0
 
@@ -155,7 +155,7 @@ def observe(
     other: Record | None = None,
     keep: Key = ROOT,
     seed: int = 0,
-    count: bool = False,
+    eps: float | None = None,
 ) -> Record:
     """Run a model once.
 
@@ -166,13 +166,13 @@ def observe(
         other: compare with this run at once, and keep no tensors except what one call returns.
         keep: that call; by default, of the model itself.
         seed: of random numbers.
-        count: note depths and the coarsest type.
+        eps: of the numbers of the models; if it is given, depths and the coarsest type are noted.
 
     Raises:
         ReparamError: the model does not run on these inputs.
     """
     record = Record()
-    depths = Depths()
+    depths = Depths(eps or 1.0)
     stack: list[Key] = []
     counts: dict[str, int] = {}
     received: dict[Key, Leaves] = {}
@@ -212,7 +212,7 @@ def observe(
             handles.append(module.register_forward_hook(after))
     args, kwargs = inputs.fresh(subject.dtype, subject.device)
     try:
-        with torch.no_grad(), same_random_numbers(subject.device, seed), depths if count else contextlib.nullcontext():
+        with torch.no_grad(), same_random_numbers(subject.device, seed), depths if eps else contextlib.nullcontext():
             enter("", (*args, *kwargs.values()))
             leave(subject.run(args, kwargs))
     finally:

@@ -6,7 +6,8 @@
   error of rounding one number. In a run in float64 it is still that of the type in which the weights are stored, as
   fused weights were rounded to that type.
 - depth counts the rounding operations on the longest path from the input. Each is off by up to u, relative to its
-  largest result; the errors are as good as independent, so that their sum grows with the root of the number.
+  largest result; the errors are as good as independent, so that their sum grows with the root of the number. A product
+  that adds up many terms counts for more, see `reparam.verification.depth`.
 - r is measured: how far the first model is from itself when every one of its numbers is off by u, up or down at
   random. It exceeds u · √depth where values cancel, or where a model amplifies what it is given; it amplifies a fault
   alike.
@@ -19,7 +20,7 @@ from typing import Final
 MARGIN: Final = 4.0
 
 
-def tolerance(eps: float, depth: int, moved: float) -> tuple[float, str]:
+def tolerance(eps: float, depth: float, moved: float) -> tuple[float, str]:
     """The relative difference that rounding explains.
 
     Args:
@@ -37,4 +38,4 @@ def tolerance(eps: float, depth: int, moved: float) -> tuple[float, str]:
     formula = eps / 2 * max(depth, 1) ** 0.5
     if finite > formula:
         return MARGIN * finite, f"{MARGIN:g} × {finite:.1e}, by which other roundings of its numbers move a"
-    return MARGIN * formula, f"{MARGIN:g} × {eps / 2:.1e} × √{max(depth, 1)} operations"
+    return MARGIN * formula, f"{MARGIN:g} × {eps / 2:.1e} × √{max(depth, 1):.0f} operations"
