@@ -41,6 +41,7 @@ from tqdm import tqdm  # noqa: E402
 
 import reparam  # noqa: E402
 from benchmarks.marks import put  # noqa: E402
+from benchmarks.phases import PHASES, phases  # noqa: E402
 from common import machine  # noqa: E402
 
 NETS = (
@@ -48,7 +49,7 @@ NETS = (
 )  # fmt: skip
 WAYS = ("copy", "in place")
 OURS = ("unchecked", "checked")
-PARTS = ("times", "first", "memory", "growth", "meta")
+PARTS = ("times", "phases", "first", "memory", "growth", "meta")
 BLOCKS = (10, 30, 100, 300, 1000, 2000)
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "fusing.json", ROOT / "docs" / "speed_fusing.md"
 BLOCK = "figures: benchmarks/fusing.py"
@@ -203,6 +204,14 @@ def times_table(nets: dict[str, Any], threads: str) -> list[str]:
     return [*lines, ""]
 
 
+def phases_table(nets: dict[str, Any]) -> list[str]:
+    names = (*PHASES, "rest", "all")
+    lines = ["Where a checked call spends it, one thread, ms of processor time:", ""]
+    lines += [f"| net | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    lines += [f"| {net} | {' | '.join(f'{found[name]:.0f}' for name in names)} |" for net, found in nets.items()]
+    return [*lines, ""]
+
+
 def first_table(nets: dict[str, Any]) -> list[str]:
     lines = ["First call in a process, one thread, ms of processor time:", ""]
     lines += ["| net | theirs | unchecked | checked |", "|---|---:|---:|---:|"]
@@ -225,6 +234,7 @@ def table(results: dict[str, Any]) -> str:
     lines = [f"Machine: {results['machine']}, torch {results['torch']}, timm {results['timm']}.", ""]
     for threads, nets in results.get("times", {}).items():
         lines += times_table(nets, threads)
+    lines += phases_table(results["phases"]) if "phases" in results else []
     lines += first_table(results["first"]) if "first" in results else []
     lines += memory_table(results["memory"]) if "memory" in results else []
     if "growth" in results:
@@ -243,6 +253,9 @@ def measure(parts: list[str], nets: list[str], rounds: int, threads: list[int], 
         found = results.setdefault("times", {}).setdefault(str(count), {})
         for name in tqdm(nets, desc=f"{count} threads"):
             found[name] = {"rounds": rounds, **{way: compare(name, way, rounds) for way in WAYS}}
+    torch.set_num_threads(1)
+    for name in tqdm(nets, desc="phases") if "phases" in parts else ():
+        results.setdefault("phases", {})[name] = phases(build(name), rounds)
     for name in tqdm(nets, desc="first calls") if "first" in parts else ():
         firsts = {key: child("first", name, key)["milliseconds"] for key in ("theirs", *OURS)}
         results.setdefault("first", {})[name] = firsts

@@ -400,7 +400,7 @@ def sensitivity(entry: Entry, model: nn.Module, inputs: list[Any]) -> float:
 
 
 # What must not be more than timm's own converter leaves.
-COMPARED = {"convs": "convolutions", "product": "convolutions and products", "norms": "norms"}
+NO_MORE = {"convs": "convolutions", "product": "convolutions and products", "norms": "norms"}
 
 
 def problems(row: dict[str, Any]) -> list[str]:
@@ -421,7 +421,7 @@ def problems(row: dict[str, Any]) -> list[str]:
     )
     found += [f"{new} {kind} calls instead of {old}" for kind, (old, new) in totals.items() if new > old]
     if "norms" in converter:
-        for kind, label in COMPARED.items():
+        for kind, label in NO_MORE.items():
             ours, others = after[kind], converter[kind]
             found += [f"{ours} {label}, timm leaves {others}"] if ours > others else []
     found += (
