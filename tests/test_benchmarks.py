@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nets import Block, ready
+from torch import nn
 
 for package in ("matplotlib", "pebble", "scipy", "timm", "tqdm", "typer"):
     pytest.importorskip(package, reason="needs the extras 'test', 'examples' and 'zoo'")
@@ -15,6 +17,7 @@ for package in ("matplotlib", "pebble", "scipy", "timm", "tqdm", "typer"):
 from benchmarks import limit, marks, outputs, page, paper  # noqa: E402 (what they need comes first)
 from benchmarks.cells import Results, Settings, run, settings  # noqa: E402
 from benchmarks.paired import FEWEST_ROUNDS, milliseconds, ratio, time_forms  # noqa: E402
+from benchmarks.phases import PHASES, phases  # noqa: E402
 from benchmarks.runtimes import RUNTIMES  # noqa: E402
 from benchmarks.subjects import SUBJECTS  # noqa: E402
 
@@ -118,6 +121,15 @@ def test_quick_runs_leave_what_is_committed(tmp_path: Path) -> None:
     whole = settings("", minutes=1, seconds=4, arguments=[])
     assert (whole.out, whole.seconds) == (None, 4)
     assert len(outputs.cells(quick)) < len(outputs.cells(whole)) == len(SUBJECTS) * len(RUNTIMES) * 2
+
+
+def test_phases_are_measured_and_nothing_stays_patched() -> None:
+    places = [place for phase in PHASES.values() for place in phase]
+    before = [vars(home)[name] for home, name in places]
+    found = phases(ready(nn.Sequential(Block(), Block())), rounds=3)
+    assert all(after is old for after, old in zip((vars(h)[n] for h, n in places), before, strict=True))
+    assert {name for name, value in found.items() if value > 0} >= {"reading", "planning", "weights", "check", "all"}
+    assert all(found[name] <= found["all"] for name in PHASES)
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

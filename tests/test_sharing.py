@@ -16,7 +16,7 @@ import reparam
 from reparam.algebra import Conv, Pending, branch_sum, diagonal, identity
 from reparam.algebra.conv_after_conv import conv_after_conv
 from reparam.algebra.groups import rows
-from reparam.graph.direct import grouped
+from reparam.graph.direct import tap_by_tap
 from reparam.graph.likeness import Likeness
 from reparam.graph.reader import read
 from reparam.graph.reading import reading
@@ -142,15 +142,15 @@ NAMES = (
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
-@pytest.mark.parametrize(("groups", "out", "inner"), [(4, 2, 3), (6, 1, 1), (5, 3, 1), (4, 1, 2)])
-def test_grouped_convolutions_are_those_of_torch(axes: int, groups: int, out: int, inner: int) -> None:
+@pytest.mark.parametrize(("groups", "out", "inner"), [(4, 2, 3), (6, 1, 1), (5, 3, 1), (4, 1, 2), (1, 4, 3)])
+def test_convolutions_tap_by_tap_are_those_of_torch(axes: int, groups: int, out: int, inner: int) -> None:
     convolution = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
     x = torch.randn(2, groups * inner, *range(7, 7 + axes), dtype=torch.float64)
     bias = torch.randn(groups * out, dtype=torch.float64)
     for kernel, stride, padding, dilation in itertools.product(((3, 2, 1), (1, 1, 2)), (1, 2), (0, 2), (1, 2)):
         weight = torch.randn(groups * out, inner, *kernel[:axes], dtype=torch.float64)
         options = (stride,) * axes, (padding,) * axes, (dilation, *(1,) * (axes - 1)), groups
-        wanted, found = convolution(x, weight, bias, *options), grouped(x, weight, bias, *options)
+        wanted, found = convolution(x, weight, bias, *options), tap_by_tap(x, weight, bias, *options)
         assert wanted.shape == found.shape
         assert (wanted - found).abs().max() < 1e-12
 

@@ -134,7 +134,8 @@ class TestStopped:
         def disturbed(training: state.Training, *arguments: Any) -> None:
             advance(training, *arguments)
             if training.step == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
+                assert callable(signal.getsignal(signal.SIGTERM))
+                signal.raise_signal(signal.SIGTERM)  # to this thread, whatever others there are by now
 
         with monkeypatch.context() as patch:
             patch.setattr(loop, "advance", disturbed)

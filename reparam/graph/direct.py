@@ -1,4 +1,6 @@
-"""Grouped convolutions in float64, one tap after the other: torch goes through them group by group.
+"""Convolutions in float64, one tap after the other, where torch is slow.
+
+It goes through grouped ones group by group, and through images one by one, reading all weights for each.
 
 y[g, n, j, o] = sum_a sum_i  x[g, n, s j + d a, i] . W[g, i, o, a]
 """
@@ -13,28 +15,31 @@ from torch.overrides import TorchFunctionMode
 
 _CONVOLUTIONS: Final = frozenset([F.conv1d, F.conv2d, F.conv3d])
 FEWEST: Final = 4  # groups
+LARGE: Final = 2**15  # weights, of one tap each, below which a call costs more than to read them once more
 
 
 @final
 class Direct(TorchFunctionMode):
-    """While it lasts, grouped convolutions in float64 are computed by ``grouped``."""
+    """While it lasts, convolutions in float64 with groups, or with one tap, are computed by ``tap_by_tap``."""
 
     def __torch_function__(
         self, func: Any, types: tuple[type, ...], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run the function, or ``grouped`` in its place."""
+        """Run the function, or ``tap_by_tap`` in its place."""
         if func in _CONVOLUTIONS and not kwargs and len(args) == 7 and _fits(*args):
-            return grouped(*args)
+            return tap_by_tap(*args)
         return func(*args, **(kwargs or {}))
 
 
 def _fits(x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any) -> bool:
     per_axis = all(isinstance(option, tuple) for option in (stride, padding, dilation))
     batched = isinstance(x, Tensor) and isinstance(weight, Tensor) and x.dim() == weight.dim()
-    return per_axis and batched and groups >= FEWEST and x.dtype == weight.dtype == torch.float64 and not x.is_meta
+    if not (per_axis and batched and x.dtype == weight.dtype == torch.float64) or x.is_meta:
+        return False
+    return groups >= FEWEST or (groups == 1 and weight.numel() >= LARGE and weight[0, 0].numel() == 1)
 
 
-def grouped(
+def tap_by_tap(
     x: Tensor,  # (batch, in, *size)
     weight: Tensor,  # (out, in/groups, *kernel)
     bias: Tensor | None,  # (out,)
@@ -43,12 +48,12 @@ def grouped(
     dilation: tuple[int, ...],
     groups: int,
 ) -> Tensor:  # (batch, out, *size)
-    """A convolution with groups, as ``torch.nn.functional.conv2d`` computes it.
+    """A convolution as ``torch.nn.functional.conv2d`` computes it.
 
     Example:
         >>> x, w = torch.randn(2, 6, 7, 8, dtype=torch.float64), torch.randn(12, 1, 3, 3, dtype=torch.float64)
         >>> options = None, (2, 1), (1, 0), (1, 2), 6
-        >>> torch.allclose(grouped(x, w, *options), F.conv2d(x, w, *options))
+        >>> torch.allclose(tap_by_tap(x, w, *options), F.conv2d(x, w, *options))
         True
     """
     axes, kernel = weight.dim() - 2, weight.shape[2:]
