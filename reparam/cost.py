@@ -71,7 +71,7 @@ def always(work: Work) -> float:
 
 
 DEFAULT_COST: Final[Cost] = macs_and_traffic
-NO_MORE_CONVOLUTIONS: Final = frozenset((macs_and_traffic, macs, traffic, parameters))  # make none of a pool and a norm
+NO_MORE_CONVOLUTIONS: Final = (macs_and_traffic, macs, traffic, parameters)  # make none of a pool and a norm
 
 
 @lru_cache(maxsize=8192)
