@@ -52,8 +52,7 @@ OURS = ("unchecked", "checked")
 PARTS = ("times", "phases", "first", "memory", "growth", "meta")
 BLOCKS = (10, 30, 100, 300, 1000, 2000)
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "fusing.json", ROOT / "docs" / "speed_fusing.md"
-# What is freed goes back to the system at once, so that the memory of a process is what it uses.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # then the memory of a process is what it uses
 BLOCK = "figures: benchmarks/fusing.py"
 
 
@@ -126,7 +125,8 @@ def compare(name: str, way: str, rounds: int) -> dict[str, Any]:
 
 def child(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, __file__, "--child", *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(FREED_AT_ONCE if arguments[0] == "peak" else {})}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
