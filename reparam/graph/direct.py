@@ -36,7 +36,7 @@ def _fits(x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: A
     batched = isinstance(x, Tensor) and isinstance(weight, Tensor) and x.dim() == weight.dim()
     if not (per_axis and batched and x.dtype == weight.dtype == torch.float64) or x.is_meta:
         return False
-    return groups >= FEWEST or (groups == 1 and weight.numel() >= LARGE and weight[0, 0].numel() == 1)
+    return bool(groups >= FEWEST or (groups == 1 and weight.numel() >= LARGE and weight[0, 0].numel() == 1))
 
 
 def tap_by_tap(
