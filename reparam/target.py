@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from reparam.errors import ReparamError
-from reparam.graph.memory_format import has_channels_last, put_channels_first, put_channels_last
+from reparam.graph.memory_format import (
+    CHANNELS_LAST,
+    convolutions,
+    has_channels_last,
+    put_channels_first,
+    put_channels_last,
+)
 from reparam.timing import in_turn
 
 ROUNDS: Final = 7
@@ -46,10 +52,10 @@ def put_in_faster_format(model: nn.Module, target: Any) -> None:
     The format in which they are stays unless the other one is faster in ``ENOUGH`` of ``ROUNDS`` rounds, in which both
     are timed in turn.
     """
-    convolutions = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
-    if not any(conv.weight.dim() > 3 for conv in convolutions):
+    weights = [conv.weight for conv in convolutions(model)]
+    if not any(weight.dim() in CHANNELS_LAST for weight in weights):
         return
-    change = put_channels_first if any(has_channels_last(conv.weight) for conv in convolutions) else put_channels_last
+    change = put_channels_first if any(map(has_channels_last, weights)) else put_channels_last
     other = copy.deepcopy(model)
     change(other)
     runs = {"now": called_with(model, target), "other": called_with(other, target)}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from nets import Block, difference, images, ready, same, snapshot
+from test_no_more_convolutions import Gained
 from torch import Tensor, nn
 
 import reparam
@@ -47,6 +48,16 @@ def test_the_other_format_is_taken_where_it_is_faster(
     assert last(fused) == {was_last != changes}
     assert last(model) == {was_last}
     same(model, fused, images())
+
+
+def test_a_convolution_whose_weight_a_child_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "in_turn", in_turn(7))
+    model = ready(nn.Sequential(Gained(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
+    x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    fused = reparam.fuse(model, target=x)
+    assert fused[0].weight is None
+    assert has_channels_last(fused[0].fused.weight)
+    same(model, fused, x)
 
 
 def test_three_axes_and_one() -> None:

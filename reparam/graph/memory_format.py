@@ -1,6 +1,6 @@
 """How weights lie in memory: as those of the layers that they come from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import torch
@@ -34,6 +34,13 @@ def put_channels_first(module: nn.Module) -> None:
 
 
 def _put(module: nn.Module, formats: Mapping[int, torch.memory_format]) -> None:
+    for conv in convolutions(module):
+        if conv.weight.dim() in formats:
+            conv.weight.data = conv.weight.data.to(memory_format=formats[conv.weight.dim()])
+
+
+def convolutions(module: nn.Module) -> Iterator[nn.modules.conv._ConvNd]:
+    """The convolutions in a module that hold a weight: a child may hold that of one with a forward of its own."""
     for part in module.modules():
-        if isinstance(part, nn.modules.conv._ConvNd) and part.weight.dim() in formats:
-            part.weight.data = part.weight.data.to(memory_format=formats[part.weight.dim()])
+        if isinstance(part, nn.modules.conv._ConvNd) and isinstance(part.weight, Tensor):
+            yield part
