@@ -415,11 +415,11 @@ def problems(row: dict[str, Any]) -> list[str]:
     found += [f"outputs differ: {error}" for error in row["errors"] if isinstance(error, str) or not error <= allowed]
     found += [] if row["class_kept"] else ["class lost"]
     found += [f"lost {', '.join(row['lost'][:5])}"] if row["lost"] else []
-    totals = {kind: (before[kind], after[kind]) for kind in ("product", "norm", "calls")}
+    totals = {kind: (before[kind], after[kind]) for kind in ("convs", "product", "norm", "calls")}
     totals["product, norm and add"] = tuple(
         sum(counts[kind] for kind in ("product", "norm", "add")) for counts in (before, after)
     )
-    found += [f"{new} {kind} calls instead of {old}" for kind, (old, new) in totals.items() if new > old]
+    found += [f"{new} {kind} instead of {old}" for kind, (old, new) in totals.items() if new > old]
     if "norms" in converter:
         for kind, label in NO_MORE.items():
             ours, others = after[kind], converter[kind]

@@ -1,7 +1,7 @@
 """A model made fast on given inputs: its weights in the memory format in which it takes less time there."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from reparam.graph.memory_format import (
     put_channels_last,
 )
 from reparam.timing import in_turn
+from reparam.verification.runs import Inputs
 
 ROUNDS: Final = 7
 ENOUGH: Final = 6  # rounds in which the other format must be faster: by chance alone that happens in 6 of 100 cases
@@ -25,9 +26,8 @@ SECONDS: Final = 0.1  # per format and round
 
 def called_with(model: nn.Module, inputs: Any) -> Callable[[], Any]:
     """A call of a model on a tensor, a tuple of arguments or a dict of keyword arguments."""
-    if isinstance(inputs, Mapping):
-        return partial(model, **inputs)
-    return partial(model, *(inputs if isinstance(inputs, tuple) else (inputs,)))
+    given = Inputs.of(inputs)
+    return partial(model, *given.args, **given.kwargs)
 
 
 def refuse_target(model: nn.Module, target: Any) -> None:
