@@ -64,9 +64,15 @@ def measure(chosen: Settings, name: str, runtime: str, batch: int) -> dict[str, 
 
 
 def still_true(cells: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The cells of nets of which `fuse` returns the same as when they were measured."""
-    now = {name: SUBJECTS[name].fused() for name in {cell.partition(" | ")[0] for cell in cells}}
-    return {name: cell for name, cell in cells.items() if cell.get("fused") == now[name.partition(" | ")[0]]}
+    """The cells of nets of which `fuse` returns the same as when they were measured, and whose forms are the same."""
+    subjects = {name: SUBJECTS[name.partition(" | ")[0]] for name in cells}
+    now = {subject: subject.fused() for subject in set(subjects.values())}
+    return {
+        name: cell
+        for name, cell in cells.items()
+        if cell.get("fused") == now[subjects[name]]
+        and ("author" in cell["seconds"]) == (subjects[name].convert is not None)
+    }
 
 
 def folder() -> Path:

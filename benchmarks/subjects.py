@@ -15,6 +15,7 @@ from package_nets import get, quiet, timm_convert
 from torch import Tensor, nn
 
 import reparam
+from benchmarks import authors
 from reparam.graph.generated import SOURCE
 
 Converter = Callable[[nn.Module], nn.Module]
@@ -104,6 +105,7 @@ def _rt_detr() -> nn.Module:
     return Detector(get("transformers.RTDetrForObjectDetection")(config))
 
 
+BY_HAND = "its steps, by hand"
 SUBJECTS: Mapping[str, Subject] = {
     "RepVGG-A0": _repvgg("A0"),
     "RepVGG-B0": _repvgg("B0"),
@@ -112,8 +114,10 @@ SUBJECTS: Mapping[str, Subject] = {
     "FastViT-t8": _timm("fastvit_t8"),
     "RepViT-m1.0": _timm("repvit_m1_0"),
     "RepGhostNet-1.0": _timm("repghostnet_100"),
-    "UniRepLKNet, 4 blocks": Subject(lambda: nn.Sequential(*(UniRepLk(96) for _ in range(4))), (96, 40, 40)),
-    "RT-DETR-R18": Subject(_rt_detr, (3, 320, 320), ranked=True),
+    "UniRepLKNet, 4 blocks": Subject(
+        lambda: nn.Sequential(*(UniRepLk(96) for _ in range(4))), (96, 40, 40), BY_HAND, authors.unireplknet
+    ),
+    "RT-DETR-R18": Subject(_rt_detr, (3, 320, 320), BY_HAND, authors.rt_detr, ranked=True),
     "ResNet-50": Subject(lambda: get("torchvision.models.resnet50")(), (3, 160, 160), "torch.fx", torch_fx),
     "MobileNetV4-small": Subject(
         lambda: get("timm.create_model")("mobilenetv4_conv_small"), (3, 160, 160), "torch.fx", torch_fx

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
+from market import UniRepLk
+from nets import images, owned, ready, same
 from torch import nn
+
+import reparam
 
 for package in ("matplotlib", "pebble", "scipy", "timm", "tqdm", "typer"):
     pytest.importorskip(package, reason="needs the extras 'test', 'examples' and 'zoo'")
 
-from benchmarks import limit, outputs, paper  # noqa: E402 (what they need comes first)
+from benchmarks import authors, limit, outputs, paper  # noqa: E402 (what they need comes first)
 from benchmarks.branches import Sum, maps_held, with_branches  # noqa: E402
 from benchmarks.cells import Results, Settings  # noqa: E402
 from benchmarks.paired import FEWEST_ROUNDS  # noqa: E402
@@ -67,6 +72,31 @@ def test_cells_hold_as_long_as_fuse_returns_the_same(monkeypatch: pytest.MonkeyP
     other = Subject(lambda: nn.Sequential(Two(), nn.Conv2d(4, 4, 1)), (3, 8, 8))
     monkeypatch.setitem(outputs.SUBJECTS, "small-1.0", other)  # type: ignore[index]
     assert outputs.still_true(cells) == {}
+
+
+@pytest.mark.usefixtures("small")
+def test_cells_without_the_form_of_an_author_are_measured_anew() -> None:
+    cell = outputs.measure(Settings(seconds=0.01), "small-1.0", "eager", 1)
+    del cell["seconds"]["author"]
+    assert outputs.still_true({"small-1.0 | eager | 1": cell}) == {}
+
+
+def test_authors_steps_by_hand_keep_the_numbers_and_leave_what_they_leave() -> None:
+    blocks = ready(nn.Sequential(UniRepLk(8), UniRepLk(8)))
+    deployed = authors.unireplknet(copy.deepcopy(blocks))
+    same(blocks, deployed, images((15, 18), 8), tolerance=1e-12)
+    found, ours = owned(deployed), owned(reparam.fuse(blocks))
+    assert (found["convs"], found["linears"], found["norms"]) == (2 * 3, 2 * 2, 0)
+    assert found == ours
+
+
+def test_the_encoder_of_rt_detr_is_deployed_by_hand() -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra 'packages'")
+    block = transformers.models.rt_detr.modeling_rt_detr.RTDetrRepVggBlock(transformers.RTDetrConfig())
+    net = ready(nn.Sequential(block))
+    deployed = authors.rt_detr(copy.deepcopy(net))
+    same(net, deployed, images((9, 12), block.conv1.conv.in_channels), tolerance=1e-12)
+    assert (owned(deployed)["convs"], owned(deployed)["norms"]) == (1, 0)
 
 
 def test_outputs_that_differ_are_seen() -> None:
