@@ -19,8 +19,10 @@ import pytest
 import torch
 from nets import Block, C, conv, conv_norm, count, difference, images, is_fused, owned, randomise, ready, same
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import reparam
+from reparam.algebra.pending import BUFFER
 from reparam.models import RepVGG, RepVGGBlock
 
 HALF = [torch.bfloat16, torch.float16]
@@ -402,3 +404,35 @@ def test_branches_that_cancel(dtype: torch.dtype) -> None:
     fused = within_one_convolution(model.to(dtype), images().to(dtype), dtype)
     assert not only_layer(fused).weight.any()
     assert not fused(images().to(dtype)).any()
+
+
+class LargestDouble(TorchDispatchMode):
+    """Numbers of the largest float64 tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor) and output.dtype == torch.float64 and not output.is_meta:
+            self.found = max(self.found, output.numel())
+        return output
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.Sequential(nn.Conv2d(96, 960, 3, padding=1), nn.BatchNorm2d(960)),
+        lambda: nn.Sequential(nn.BatchNorm2d(960), nn.Conv2d(960, 960, 1)),
+        lambda: nn.Sequential(nn.BatchNorm2d(960), nn.Conv2d(960, 1920, 3, groups=2, padding=0), nn.BatchNorm2d(1920)),
+        lambda: nn.Sequential(nn.BatchNorm1d(960), nn.Linear(960, 960), nn.BatchNorm1d(960)),
+    ],
+    ids=["norm behind", "norm in front", "norms around groups", "norms around a linear layer"],
+)
+def test_no_large_weight_is_held_in_float64(build: Callable[[], nn.Module]) -> None:
+    model = randomise(build()).eval()
+    with LargestDouble() as largest:
+        fused = reparam.fuse(model, check=False)
+    assert owned(fused)["norms"] == 0
+    assert 0 < largest.found <= 1.1 * BUFFER < only_layer(fused).weight.numel()

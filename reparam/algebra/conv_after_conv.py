@@ -25,6 +25,7 @@ from torch import Tensor
 
 from reparam.algebra.conv import Border, Conv, identity, interned, pointwise
 from reparam.algebra.groups import densify, rows, with_rows
+from reparam.algebra.pending import Pending
 from reparam.algebra.refusal import Refusal
 
 RULE = "conv_after_conv"
@@ -79,10 +80,14 @@ def _weighted(box: Conv, outer: Conv, inner: Conv) -> Conv:
         return box
     if outer.diagonal and inner.pending is not None:
         return replace(box, pending=inner.pending.scaled(rows(outer)))
+    if inner.diagonal and outer.pending is not None:
+        return replace(box, pending=outer.pending.after_scale(rows(inner)))
     if outer.diagonal:
         return with_rows(box, _scale_rows(rows(outer), rows(inner)))
     if inner.diagonal:
         return with_rows(box, _scale_columns(rows(outer), rows(inner), outer.groups))
+    if (outer.pending or inner.pending) is not None and not box.transposed:
+        return replace(box, pending=Pending.of(box, _product(box, outer, inner)))
     return with_rows(box, _product(box, outer, inner))
 
 

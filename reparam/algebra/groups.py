@@ -75,6 +75,8 @@ def response(conv: Conv, vector: Tensor) -> Tensor:
     """What the map gives on an input that is ``vector``, ``(in,)``, everywhere: ``sum_a W[a] . vector``, ``(out,)``."""
     if conv.identity:
         return vector
+    if conv.pending is not None:
+        return conv.pending.response(vector)
     weight = rows(conv)
     total = weight.reshape(*weight.shape[:2], prod(conv.kernel)).sum(-1, dtype=vector.dtype)
     blocks = total.reshape(conv.groups, conv.out_channels // conv.groups, -1)
