@@ -11,7 +11,7 @@ itself outside (``Conv.constant_outside``); its value is then ``bias + sum_r (su
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -180,7 +180,6 @@ def substitute(outer: Affine, formulas: Mapping[Any, Affine], *, trusted: bool =
     terms = branch_sums(parts)
     if isinstance(terms, Refusal):
         return terms
-    result = Affine(terms, biased, bias, size)
     if (outer.bias is None and outer.biased) or any(f.biased and f.bias is None for f in formulas.values()):
-        result = replace(result, bias=None)
-    return result
+        bias = None
+    return Affine(terms, biased, bias, size)
