@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ import reparam
 from reparam.algebra import Conv, Pending, branch_sum, diagonal, identity
 from reparam.algebra.conv_after_conv import conv_after_conv
 from reparam.algebra.groups import rows
-from reparam.graph.direct import tap_by_tap
+from reparam.graph import direct
+from reparam.graph.direct import by_columns, tap_by_tap
 from reparam.graph.likeness import Likeness
 from reparam.graph.reader import read
 from reparam.graph.reading import reading
@@ -142,17 +144,63 @@ NAMES = (
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
-@pytest.mark.parametrize(("groups", "out", "inner"), [(4, 2, 3), (6, 1, 1), (5, 3, 1), (4, 1, 2), (1, 4, 3)])
-def test_convolutions_tap_by_tap_are_those_of_torch(axes: int, groups: int, out: int, inner: int) -> None:
+@pytest.mark.parametrize(
+    ("way", "groups", "out", "inner"),
+    [
+        (by_columns, 4, 2, 3),
+        (by_columns, 5, 3, 1),
+        (by_columns, 4, 1, 2),
+        (by_columns, 1, 4, 3),
+        (by_columns, 6, 1, 1),
+        (tap_by_tap, 6, 1, 1),
+        (tap_by_tap, 1, 1, 1),
+    ],
+)
+def test_convolutions_of_the_check_are_those_of_torch(
+    axes: int, way: Callable[..., Tensor], groups: int, out: int, inner: int
+) -> None:
     convolution = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
     x = torch.randn(2, groups * inner, *range(7, 7 + axes), dtype=torch.float64)
     bias = torch.randn(groups * out, dtype=torch.float64)
     for kernel, stride, padding, dilation in itertools.product(((3, 2, 1), (1, 1, 2)), (1, 2), (0, 2), (1, 2)):
         weight = torch.randn(groups * out, inner, *kernel[:axes], dtype=torch.float64)
         options = (stride,) * axes, (padding,) * axes, (dilation, *(1,) * (axes - 1)), groups
-        wanted, found = convolution(x, weight, bias, *options), tap_by_tap(x, weight, bias, *options)
-        assert wanted.shape == found.shape
-        assert (wanted - found).abs().max() < 1e-12
+        for shift in (bias, None):
+            wanted, found = convolution(x, weight, shift, *options), way(x, weight, shift, *options)
+            assert wanted.shape == found.shape
+            assert (wanted - found).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("layer", "way"),
+    [
+        (nn.Conv2d(256, 256, 1), "by_columns"),
+        (nn.Conv2d(128, 128, 3), "by_columns"),
+        (nn.Conv1d(64, 128, 3, groups=64), "by_columns"),
+        (nn.Conv3d(32, 32, 3, groups=32), "tap_by_tap"),
+        (nn.Conv2d(32, 32, 13, groups=32), ""),
+        (nn.Conv2d(8, 8, 3), ""),
+    ],
+    ids=lambda case: str(case),
+)
+def test_the_check_takes_the_faster_way(layer: nn.Module, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+
+    def noted(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*args: Any) -> Tensor:
+            taken.append(name)
+            return function(*args)
+
+        return run
+
+    for name in ("by_columns", "tap_by_tap"):
+        monkeypatch.setattr(direct, name, noted(name, getattr(direct, name)))
+    layer.double()
+    x = torch.randn(2, layer.in_channels, *range(15, 15 + layer.weight.dim() - 2), dtype=torch.float64)
+    with torch.no_grad(), direct.Direct():
+        found = layer(x)
+    assert (found - layer(x)).abs().max() < 1e-12
+    assert taken == [way] * bool(way)
 
 
 def test_an_error_while_copying_leaves_the_model_as_it_was() -> None:

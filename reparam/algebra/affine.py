@@ -11,7 +11,7 @@ itself outside (``Conv.constant_outside``); its value is then ``bias + sum_r (su
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -58,6 +58,14 @@ class Affine:
     def pointwise(self) -> bool:
         """Whether every term is."""
         return all(conv.pointwise for conv in self.terms.values())
+
+    def computed(self) -> "Affine":
+        """The formula with all weights that were not computed yet, in float64."""
+        terms = {
+            root: conv if conv.pending is None else replace(conv, weight=conv.pending.compute(), pending=None)
+            for root, conv in self.terms.items()
+        }
+        return replace(self, terms=terms)
 
     def constant_outside(self, axis: int) -> bool:
         """Whether the formula gives one vector beyond the ends of ``axis``."""

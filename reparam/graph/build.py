@@ -35,6 +35,7 @@ def build(
     dtype: torch.dtype,
     device: torch.device | str,
     trainable: bool = True,
+    copy: bool = True,
 ) -> nn.Module:
     """The module that computes ``conv(x) + bias``.
 
@@ -44,6 +45,7 @@ def build(
         dtype: of the weights.
         device: of the weights.
         trainable: whether the weights require gradients.
+        copy: whether the weights are the module's own also where they are of that type already.
 
     Returns:
         ``ChannelScale``, ``nn.Linear``, ``nn.Conv*d``, ``nn.ConvTranspose*d``, or ``nn.Sequential`` of a padding and a
@@ -59,7 +61,7 @@ def build(
         weight = conv.weight if conv.weight is not None else rows(conv)
         if isinstance(module, nn.Linear):
             weight = densify(weight, conv.groups, 1)
-        weight = _rounded(weight, dtype, device)
+        weight = _rounded(weight, dtype, device, copy)
     if isinstance(module, ChannelScale):
         shape = module.weight.shape
         weight, bias = weight.reshape(shape), None if bias is None else bias.reshape(shape)
@@ -83,8 +85,8 @@ def kind_of(formula: Affine) -> type[nn.Module]:
     return type(module) if alone else nn.Sequential
 
 
-def _rounded(values: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    return values.detach().to(dtype=dtype, device=device, copy=True).contiguous()
+def _rounded(values: Tensor, dtype: torch.dtype, device: torch.device | str, copy: bool = True) -> Tensor:
+    return values.detach().to(dtype=dtype, device=device, copy=copy).contiguous()
 
 
 def _trimmed(conv: Conv) -> Conv:

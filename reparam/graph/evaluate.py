@@ -26,7 +26,7 @@ class Evaluator:
             assert isinstance(root, Value)
             if conv.identity and len(formula.terms) > 1:
                 continue
-            self.modules[root] = build(conv, None, dtype=torch.float64, device="cpu", trainable=False)
+            self.modules[root] = build(conv, None, dtype=torch.float64, device="cpu", trainable=False, copy=False)
 
     def run(self, inputs: Mapping[Value, Tensor]) -> tuple[Tensor, Tensor]:
         """The value, and the magnitude of each of its channels, to which differences are compared."""

@@ -100,9 +100,12 @@ class Session:
                 if isinstance(kind, Refusal):
                     failed.append(kind.at(value.path, value.name))
                     continue
+                checked = check and not _is_meta(formula) and value not in plan.wraps
+                if checked:
+                    formula = formula.computed()
                 modules = built(formula, kind)
                 refusal = _unfit(formula, modules)
-                if refusal is None and check and not _is_meta(formula) and value not in plan.wraps:
+                if refusal is None and checked:
                     try:
                         errors[value] = region_error(plan, value, formula)
                     except Exception as error:  # user code on input that it was not written for
