@@ -70,7 +70,7 @@ class Baring:
         """Why a norm cannot be changed; None if it can."""
         site = self.draft.site
         if norm.module is None:
-            reason = site.passable(norm)
+            reason = site.passable(norm, norm.frame)
         elif hooks(norm.module):
             reason = f"the module has a {hooks(norm.module)}"
         else:

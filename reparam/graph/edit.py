@@ -46,6 +46,7 @@ class Edit:
     regions: list[Fused] = field(default_factory=list)
     passed: list[tuple[NetPlan, Value]] = field(default_factory=list)
     bared: list[Value] = field(default_factory=list)
+    idle: set[Value] = field(default_factory=set)
     added: dict[str, nn.Module] = field(default_factory=dict)
     created: list[tuple[fx.Node, Fused, Value]] = field(default_factory=list)
     old_targets: set[str] = field(default_factory=set)
@@ -70,7 +71,7 @@ class Edit:
         ]
         for _, step in sorted(steps, key=lambda item: item[0]):
             if isinstance(step, Fused):
-                node = step.place.at.node
+                node = self.frame.locals[step.place.at]
                 with graph.inserting_before(node):
                     new = self._total(graph, step, current)
             else:
@@ -92,6 +93,9 @@ class Edit:
         output.args = fx.map_arg(output.args, lambda node: None if node in nothing else node)
         inside = {value.node: value for value in self.frame.values}
         calls = {child.call: child for child in self.frame.children}
+        for call in calls:
+            if self.idle and call is not None:
+                call.args, call.kwargs = fx.map_arg((call.args, call.kwargs), self._unless_idle)
         had_users |= self._tainted(inside, calls) | replaced.keys()
         for node in reversed(list(graph.nodes)):
             if not node.users and node in had_users and _erasable(node, inside, calls):
@@ -102,6 +106,10 @@ class Edit:
             node.target = self._name(fused, root)
             self.added[node.target] = module
         self.new_targets |= set(self.added)
+
+    def _unless_idle(self, node: fx.Node) -> fx.Node | None:
+        known = self.frame.env.get(node)
+        return None if isinstance(known, Value) and known in self.idle else node
 
     def _tainted(self, inside: Mapping[fx.Node, Value], calls: Mapping[fx.Node | None, Frame]) -> set[fx.Node]:
         """Discarded results and assertions about values that vanish."""

@@ -30,7 +30,12 @@ class Emitter:
         """Note the changes that a region needs; nothing is changed yet."""
         where = fused.place
         if where.mode is Mode.EDIT:
-            self._edit(where.at.frame).regions.append(fused)
+            self._edit(where.frame).regions.append(fused)
+        for value, caller in where.idle.items():
+            for frame in itertools.islice(where.frame.upwards(), 1, None):
+                self._edit(frame).idle.add(value)
+                if frame is caller:
+                    break
         for value in where.passed:
             if value.module is None:
                 self._edit(value.frame).passed.append((fused.plan, value))
@@ -115,4 +120,4 @@ def _is_above(fused: Fused, value: Value, frame: Frame) -> bool:
     """Whether a region that took up a value is computed by a caller of ``frame``."""
     where = fused.place
     callers = itertools.islice(frame.upwards(), 1, None)
-    return where.mode is Mode.EDIT and value not in where.passed and where.at.frame in callers
+    return where.mode is Mode.EDIT and value not in where.passed and where.frame in callers

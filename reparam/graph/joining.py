@@ -96,7 +96,7 @@ class Joining:
         refusal = self.worth.gain(before, {value: result})
         site = self.draft.site
         inside = [v for branch in (value, other) for v in (*self.plan.absorbed(branch), branch)]
-        reason = site.passable(total) or site.crossing([*inside, end, other_end, total])
+        reason = site.passable(total, total.frame) or site.crossing([*inside, end, other_end, total])
         if refusal is not None or reason:
             return refusal or Refusal("place", reason)
         gone_values = {**self.plan.inlined, other: None}

@@ -6,11 +6,13 @@ all its inputs are known. In order of preference:
 - *swap*: the values are a chain of child modules; the convolution replaces one of them, the others become
   ``nn.Identity``, and no forward changes;
 - *container*: they are all that a module does; the convolution replaces the module;
-- *edit*: the forward of one module is generated anew, which is also the place to ask for the rank of an input.
+- *edit*: the forward of one module is generated anew, which is also the place to ask for the rank of an input. It is
+  the innermost one that knows the result and in which, or below which, all that disappears is computed; if there is
+  none, the one in which the result is computed, and its callers no longer compute what they gave it.
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import final
 
@@ -18,6 +20,7 @@ from torch import nn
 
 from reparam.algebra import Affine, Refusal
 from reparam.graph.build import kind_of
+from reparam.graph.idle import idle_in_callers
 from reparam.graph.net import Frame, Value
 from reparam.graph.operation import Operation, absorbed
 
@@ -41,6 +44,8 @@ class Place:
         stands_for: per root, the value that carries it in the frame of ``at`` after the rewrite.
         passed: values that hand on their input from now on.
         container: the frame whose module is replaced.
+        caller: the frame whose forward is generated, if it is not that of ``at`` but one that calls it.
+        idle: values that callers of that frame compute for it alone, and so need not any more; each with the caller.
         bared: norms of which nothing but the statistics is left.
     """
 
@@ -49,7 +54,14 @@ class Place:
     stands_for: Mapping[Value, Value]
     passed: tuple[Value, ...]
     container: Frame | None = None
+    caller: Frame | None = None
+    idle: Mapping[Value, Frame] = field(default_factory=dict)
     bared: tuple[Value, ...] = ()
+
+    @property
+    def frame(self) -> Frame:
+        """The frame in which the new operation stands."""
+        return self.caller or self.at.frame
 
 
 @final
@@ -58,7 +70,8 @@ class Site:
     """What may be changed where.
 
     Args:
-        passable: why a value cannot be taken out of the forward in which it stands; empty if it can.
+        passable: why a value cannot be taken out of the forward in which it stands, or of one that calls that; empty
+            if it can.
         crossing: why values cannot be joined, because another entry point of their module lies between; empty if they
             can.
         exposed: why values cannot vanish, because another forward than one that is generated reads their parameters.
@@ -68,7 +81,7 @@ class Site:
             can.
     """
 
-    passable: Callable[[Value], str]
+    passable: Callable[[Value, Frame], str]
     crossing: Callable[[Iterable[Value]], str]
     exposed: Callable[[Iterable[Value], Iterable[Value], Place], str]
     replaceable: Callable[[Value], str]
@@ -116,7 +129,7 @@ def place(
         candidates.sort(key=lambda v: _size(operations[v]), reverse=True)
     reasons = []
     for at in candidates:
-        result = _edit(at, path, formula, operations, inlined, site, dead)
+        result = _edit(at, path, [*members, *covered], formula, operations, inlined, site, dead)
         if isinstance(result, Place):
             result = site.exposed(members, covered, result) or result
         if isinstance(result, Place):
@@ -134,7 +147,7 @@ def _swap(
     path: list[Value], formula: Affine, operations: Mapping[Value, Operation], site: Site, shared: Container[Value]
 ) -> Place | None:
     """A convolution of a chain is a child that can be replaced, and the other values can hand on their input."""
-    if any(site.passable(value) for value in path if value.module is None):
+    if any(site.passable(value, value.frame) for value in path if value.module is None):
         return None
     if any(site.replaceable(value) for value in path if value.module is not None):
         return None
@@ -161,19 +174,46 @@ def _swap(
 def _edit(
     at: Value,
     path: list[Value],
+    members: list[Value],
     formula: Affine,
     operations: Mapping[Value, Operation],
     inlined: Container[Value],
     site: Site,
     dead: Set[Value],
 ) -> Place | str:
-    frame = at.frame
+    """A place in the innermost forward that will do of those that know ``at``."""
+    best: Place | str = ""
+    for home in at.frame.upwards():
+        if home.local(at) is None:
+            break
+        found = _edit_in(home, at, path, formula, operations, inlined, site, dead)
+        if isinstance(found, Place):
+            idle = idle_in_callers(home, members, found.passed, site.passable)
+            if not idle:
+                return found
+            found = idle if isinstance(idle, str) else replace(found, idle=idle)
+        if not best or (isinstance(best, str) and isinstance(found, Place)):
+            best = found
+    return best
+
+
+def _edit_in(
+    home: Frame,
+    at: Value,
+    path: list[Value],
+    formula: Affine,
+    operations: Mapping[Value, Operation],
+    inlined: Container[Value],
+    site: Site,
+    dead: Set[Value],
+) -> Place | str:
+    """The place of ``at`` in one forward."""
     passed = list(path[: path.index(at)])
     in_front: list[Value] = []
     stands_for: dict[Value, Value] = {}
     for root in formula.terms:
         assert isinstance(root, Value)
-        found = _carrier(frame, root, at, operations, inlined)
+        found = _carrier(home, root, at, operations, inlined)
         if found is None:
             return f"{root.name} at {root.path or 'the root'} is not known where the sum is formed"
         stands_for[root], steps = found
@@ -183,22 +223,23 @@ def _edit(
         if operations[value].looked_at and value not in passed:
             return f"the shape of {value.name} at {value.path or 'the root'} is read"
     for value in passed:
-        reason = site.passable(value) if value.module is None or site.replaceable(value) else ""
-        if not reason and value.module is not None and value.frame is not frame:
+        reason = site.passable(value, value.frame) if value.module is None or site.replaceable(value) else ""
+        if not reason and value.module is not None and value.frame is not home:
             reason = site.mistaken(value.path, lambda: nn.Identity)
         if reason:
             return reason
-    container, behind = _covered(at, path, list(stands_for.values()), operations, inlined, dead)
-    ranks = operations[path[0]].assumed_rank or any(
-        operations[v].rank_if_gone for v in absorbed(operations, inlined, path[0])
-    )
-    whole = container is not None and not ranks and not site.container(container)
-    if container is not None and whole and not site.mistaken(container.path, lambda: kind_of(formula)):
-        return Place(at, Mode.CONTAINER, stands_for, (*behind, *in_front), container)
-    reason = site.passable(at)
+    if home is at.frame:
+        container, behind = _covered(at, path, list(stands_for.values()), operations, inlined, dead)
+        ranks = operations[path[0]].assumed_rank or any(
+            operations[v].rank_if_gone for v in absorbed(operations, inlined, path[0])
+        )
+        whole = container is not None and not ranks and not site.container(container)
+        if container is not None and whole and not site.mistaken(container.path, lambda: kind_of(formula)):
+            return Place(at, Mode.CONTAINER, stands_for, (*behind, *in_front), container)
+    reason = site.passable(at, home)
     if reason:
         return reason
-    return Place(at, Mode.EDIT, stands_for, tuple(passed))
+    return Place(at, Mode.EDIT, stands_for, tuple(passed), caller=None if home is at.frame else home)
 
 
 def _carrier(

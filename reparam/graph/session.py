@@ -142,7 +142,7 @@ class Session:
 def _with_use(plans: list[NetPlan]) -> list[NetPlan]:
     """Without the nets that only made weights which become constants: they go with their modules."""
     places = [place for plan in plans for place in plan.places.values()]
-    edited = {place.container or place.at.frame for place in places if place.mode is not Mode.SWAP}
+    edited = {place.container or place.frame for place in places if place.mode is not Mode.SWAP}
     idle = makers_only([plan.net for plan in plans], edited)
     return [plan for plan in plans if plan.net.root.path not in idle]
 

@@ -127,11 +127,12 @@ class Limits:
                 return f"the forward of {where} asks for its {name}"
         return ""
 
-    def _passable(self, value: Value) -> str:
-        entry = self.entries.of(value.frame, value.node)
+    def _passable(self, value: Value, frame: Frame) -> str:
+        node = value.node if frame is value.frame else frame.local(value)
+        entry = self.entries.of(frame, node) if node is not None else ""
         if entry:
             return f"it stands in {entry}, which can be called by itself"
-        return self._why_not_editable(value.frame)
+        return self._why_not_editable(frame)
 
     def _crossing(self, values: Iterable[Value]) -> str:
         """An entry point of a module that some of the values are computed in, and others are not."""
@@ -170,7 +171,7 @@ class Limits:
         """A forward that reads parameters of what vanishes, and that goes on doing so."""
         values = list(values)
         members = {*values, *covered}
-        edited = where.at.frame if where.mode is Mode.EDIT else None
+        edited = where.frame if where.mode is Mode.EDIT else None
         for value in values:
             for reader in self._exposed.get(value.path, ()) if value.module is not None else ():
                 vanishes = where.mode is not Mode.SWAP and reader is not edited

@@ -107,7 +107,8 @@ def region_path(plan: NetPlan, value: Value) -> str:
     place = plan.places.get(value)
     if place is None:
         return value.path
-    return place.container.path if place.container is not None else place.at.path
+    frame = place.container or place.caller
+    return place.at.path if frame is None else frame.path
 
 
 def kernels(formula: Affine) -> tuple[Kernel, ...]:

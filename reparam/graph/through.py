@@ -90,9 +90,10 @@ class Through:
         refusal = self.worth.gain(before, after)
         if refusal is not None:
             return refusal
-        reason = self.draft.site.passable(norm) if norm.module is None or self.draft.site.replaceable(norm) else ""
+        site = self.draft.site
+        reason = site.passable(norm, norm.frame) if norm.module is None or site.replaceable(norm) else ""
         if not reason and norm.module is not None:
-            reason = self.draft.site.mistaken(norm.path, lambda: nn.Identity)
+            reason = site.mistaken(norm.path, lambda: nn.Identity)
         reason = reason or self.draft.site.crossing([norm, *after, *(p for _, w in found for p in w.passages)])
         if reason:
             return Refusal("place", reason)
