@@ -6,7 +6,7 @@ from typing import Final
 
 from reparam.algebra import Refusal
 from reparam.graph.calls import name_of
-from reparam.graph.effects import VIEWS
+from reparam.graph.in_place import VIEWS
 from reparam.graph.net import Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.sizes import is_plain

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from torch import nn
 from torch._ops import OpOverload, OpOverloadPacket
+from torch.nn.parameter import UninitializedParameter
 
 from reparam.graph.net import Value
 
@@ -34,6 +35,15 @@ def stock(module: nn.Module | None) -> type | None:
     if kind.__module__ == "torch.nn.utils.parametrize":
         kind = kind.__mro__[1]
     return kind if kind.__module__.startswith("torch.nn.modules.") else None
+
+
+def held_shape(module: nn.Module, *settings: int) -> tuple[int, ...]:
+    """Shape of the weight that a module holds, which runs; as its settings say where the weight is computed.
+
+    They differ where a layer was cut by hand.
+    """
+    weight = module._parameters.get("weight")
+    return settings if weight is None or isinstance(weight, UninitializedParameter) else tuple(weight.shape)
 
 
 @lru_cache(maxsize=4096)

@@ -4,6 +4,7 @@ import copy
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 from torch import fx, nn
@@ -36,6 +37,7 @@ def apply(model: nn.Module, options: Options, *, inplace: bool, check: bool) -> 
     with collected_later():
         if not inplace:
             fused = _fused_copy(model, options, check)
+            _keep_modes(model, fused)
             if compared:
                 _refuse_difference(model, fused, options.example_inputs)
         else:
@@ -55,6 +57,15 @@ def apply(model: nn.Module, options: Options, *, inplace: bool, check: bool) -> 
             reducer: Any = module
             reducer.__setstate__(reducer.__getstate__())  # its reducer refers to the parameters it was made with
     return fused
+
+
+def _keep_modes(model: nn.Module, fused: nn.Module) -> None:
+    """Let the copy of an exported model have no modes, as that has none: copies of graph modules lose it."""
+    if isinstance(model, fx.GraphModule):
+        for name in ("train", "eval"):
+            method = vars(model).get(name)
+            if isinstance(method, MethodType):
+                setattr(fused, name, MethodType(method.__func__, fused))
 
 
 def _fused_copy(model: nn.Module, options: Options, check: bool) -> nn.Module:

@@ -52,6 +52,9 @@ def mixed(plan: NetPlan, value: Value) -> Refusal | None:
     kinds = {tensor.dtype for member in members for tensor in _weights(plan, member)}
     if len(kinds) > 1:
         return Refusal("dtype", f"weights of several data types: {sorted(map(str, kinds))}", "use one data type")
+    for tensor in (tensor for member in members for tensor in _factors(plan, member)):
+        if kinds and torch.promote_types(tensor.dtype, *kinds) not in kinds:
+            return Refusal("dtype", f"a tensor of {tensor.dtype} widens the result", "use one data type")
     devices = {tensor.device for member in members for tensor in _tensors(member)}
     if len(devices) > 1:
         return Refusal("device", f"weights on several devices: {sorted(map(str, devices))}", "use one device")
@@ -98,6 +101,13 @@ def _only_weights(module: nn.Module) -> list[Tensor]:
     """A parameter of a model in which all parameters and statistics are of one data type and on one device."""
     tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     return tensors[:1] if len({(t.dtype, t.device) for t in tensors}) == 1 else []
+
+
+def _factors(plan: NetPlan, value: Value) -> Iterator[Tensor]:
+    """Tensors that arithmetic of a region computes with: the widest decides the type of the result."""
+    if plan.operations[value].arithmetic:
+        arguments = (*value.args, *value.kwargs.values())
+        yield from (a for a in arguments if isinstance(a, Tensor) and a.dim() and a.is_floating_point())
 
 
 def _weights(plan: NetPlan, value: Value) -> Iterator[Tensor]:

@@ -63,6 +63,11 @@ class Traced(fx.Proxy):
     def __setitem__(self, index: Any, value: Any) -> None:
         self.node = self.tracer.create_proxy("call_function", assign, (self, index, value), {}).node
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node", "_root"):
+            raise TraceError(f"sets {name} of a value")
+        super().__setattr__(name, value)
+
     def __iter__(self) -> Iterator[Any]:
         count = self.tracer.known_length(self.node)  # type: ignore[attr-defined]
         if count is not None:
@@ -85,7 +90,7 @@ class Traced(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         if name in METHODS_IN_PLACE:
-            return lambda other, **options: self._add_in_place(name, other, options)
+            return lambda *args, **options: self._add_in_place(name, args, options)
         example = self.node.meta.get(EXAMPLE)
         if isinstance(example, Tensor):
             concrete = _concrete(self, example, name)
@@ -98,9 +103,10 @@ class Traced(fx.Proxy):
             return lambda *args, **kwargs: self._write(attribute(*args, **kwargs))
         return attribute
 
-    def _add_in_place(self, name: str, other: Any, options: Mapping[str, Any]) -> "Traced":
-        if options.get("alpha", 1) != 1:
-            other = other * options["alpha"]
+    def _add_in_place(self, name: str, args: tuple[Any, ...], options: Mapping[str, Any]) -> "Traced":
+        if len(args) != 1 or options.keys() - {"alpha"}:
+            return self._write(super().__getattr__(name)(*args, **options))
+        other = args[0] if options.get("alpha", 1) == 1 else args[0] * options["alpha"]
         return self._in_place(METHODS_IN_PLACE[name], other)
 
     def _in_place(self, function: Callable[..., Any], other: Any) -> "Traced":

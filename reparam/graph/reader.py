@@ -1,7 +1,7 @@
 """Read a model from its root; parts that are opaque become roots of their own."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import torch
@@ -74,18 +74,26 @@ class _Reader:
                 holds = any(True for _ in module.children()) or any(True for _ in module.parameters())
                 if holds and _has_forward(module):
                     self.unread[path] = self.tried.get(path, result)
-                self._children_later(module, path)
+                kinds = {type(module.get_submodule(name)) for name in result.written}
+                self._children_later(module, path, kinds)
                 continue
             if result.otherwise:
                 self.branching[path] = result.branches
             nets.append(self._open(module, path, result, calls))
         return Reading(tuple(nets), dict(self.unread), dict(self.opaque), dict(self.branching)), calls
 
-    def _children_later(self, module: nn.Module, path: str) -> None:
+    def _children_later(self, module: nn.Module, path: str, written: Collection[type] = ()) -> None:
+        """Children of what cannot be read are read on their own, but for classes whose attributes it sets."""
         if isinstance(module, (*CLOSED, torch.jit.ScriptModule)):
             return
         for name, child in module.named_children():
-            self.pending.append((child, f"{path}.{name}" if path else name))
+            below = f"{path}.{name}" if path else name
+            if type(child) in written:
+                self.opaque[below] = f"its attributes are set by the forward of {path or 'the model'}"
+            elif written and any(type(descendant) in written for descendant in child.modules()):
+                self._children_later(child, below, written)
+            else:
+                self.pending.append((child, below))
 
     def _trace_root(self, module: nn.Module, path: str, arguments: Mapping[str, Any]) -> Trace | Unread:
         """Read a forward with its required arguments, or with one of the optional ones where it asks for one."""

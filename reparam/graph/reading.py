@@ -1,6 +1,7 @@
 """What is patched while forwards are read: calls of modules, reads of their tensors, and a few built-in functions."""
 
 import builtins
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.fx.proxy import TraceError
 from torch.utils._device import _device_constructors
 
 from reparam.graph.entry_methods import forget_classes
@@ -155,7 +157,8 @@ def reading() -> Iterator[None]:
     """While it lasts, calls of modules and reads of their tensors are reported to the tracer that is at work."""
     forget_classes()
     forget_signatures()
-    call, getattr_ = nn.Module.__call__, nn.Module.__getattr__
+    call, getattr_, setattr_ = nn.Module.__call__, nn.Module.__getattr__, nn.Module.__setattr__
+    grad_enabled, functional_call = torch.is_grad_enabled, nn.utils.stateless._functional_call
 
     def traced_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not ACTIVE:
@@ -174,6 +177,21 @@ def reading() -> Iterator[None]:
             ACTIVE[-1].on_lack(module, name)
         ACTIVE[-1].on_read(module, name, value)
         return value
+
+    def traced_setattr(module: nn.Module, name: str, value: Any) -> None:
+        if ACTIVE:
+            ACTIVE[-1].on_write(module, name, value)
+        setattr_(module, name, value)
+
+    def traced_grad_enabled() -> Any:
+        if not ACTIVE or sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] in ("torch", "reparam"):
+            return grad_enabled()
+        return ACTIVE[-1].create_proxy("call_function", torch.is_grad_enabled, (), {})
+
+    def traced_functional_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if ACTIVE:
+            raise TraceError(f"calls {type(module).__name__} with other weights")
+        return functional_call(module, *args, **kwargs)
 
     rank_checks = {
         kind: kind.__dict__[RANK_CHECK]
@@ -194,6 +212,9 @@ def reading() -> Iterator[None]:
     for name in listing:
         setattr(nn.Module, name, traced_listing(name))
     nn.Module.__call__, nn.Module.__getattr__ = traced_call, traced_getattr  # type: ignore[method-assign]
+    nn.Module.__setattr__ = traced_setattr  # type: ignore[method-assign,assignment]
+    torch.is_grad_enabled = traced_grad_enabled
+    nn.utils.stateless._functional_call = traced_functional_call
     for kind, check in rank_checks.items():
         setattr(kind, RANK_CHECK, _unless_traced(check))
     for name in SIZED:
@@ -207,6 +228,9 @@ def reading() -> Iterator[None]:
             yield
     finally:
         nn.Module.__call__, nn.Module.__getattr__ = call, getattr_  # type: ignore[method-assign]
+        nn.Module.__setattr__ = setattr_  # type: ignore[method-assign]
+        torch.is_grad_enabled = grad_enabled
+        nn.utils.stateless._functional_call = functional_call
         for name, function in listing.items():
             setattr(nn.Module, name, function)
         for kind, check in rank_checks.items():

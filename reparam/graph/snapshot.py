@@ -3,12 +3,13 @@
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-_OWN: Final = frozenset(nn.Module().__dict__)
+from reparam.graph.contents import Contents, contents
 
 
 @final
@@ -17,7 +18,7 @@ class Snapshot:
     """What a forward may change: attributes of the module and its children, tensors that it reads, random state."""
 
     module: nn.Module
-    collections: list[tuple[str, Any, Any]] = field(default_factory=list)
+    contents: list[Contents] = field(default_factory=list)
     attributes: list[tuple[nn.Module, dict[str, Any], list[dict[str, Any]]]] = field(default_factory=list)
 
     cached: str = ""
@@ -27,11 +28,10 @@ class Snapshot:
         for module in (self.module, *(c for c in children if not isinstance(c, torch.jit.ScriptModule))):
             registered: list[dict[str, Any]] = [dict(registry) for registry in _registries(module)]
             self.attributes.append((module, dict(module.__dict__), registered))
-            for name, value in module.__dict__.items():
-                if name not in _OWN and type(value) in (dict, list, set):
-                    self.collections.append((name, value, value.copy()))
+            self.contents += contents(module)
         self.torch_random = torch.get_rng_state()
         self.python_random = random.getstate()
+        self.numpy_random = _numpy_random()
 
     def restore(self, read: Mapping[str, tuple[Tensor, Tensor]]) -> str:
         """Undo every change.
@@ -55,11 +55,12 @@ class Snapshot:
                     changed = "forward replaces parameters, buffers or children of the module"
                     current.clear()
                     current.update(before)
-        for name, collection, before in self.collections:
-            if len(collection) != len(before) or any(a is not b for a, b in zip(collection, before, strict=True)):
-                self.cached = name
-                collection.clear()
-                collection.extend(before) if isinstance(collection, list) else collection.update(before)
+        for held in self.contents:
+            done = held.restore()
+            if done == "filled":
+                self.cached = held.name
+            elif done:
+                changed = f"forward changes {held.name}"
         for name, (value, old) in read.items():
             if not _unchanged(value, old):
                 changed = f"forward changes {name}"
@@ -70,7 +71,16 @@ class Snapshot:
         if random.getstate() != self.python_random:
             random.setstate(self.python_random)
             changed = changed or "forward draws random numbers"
+        if _numpy_random() != self.numpy_random:
+            name, keys, *rest = self.numpy_random
+            np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))  # noqa: NPY002
+            changed = changed or "forward draws random numbers"
         return changed
+
+
+def _numpy_random() -> tuple[Any, ...]:
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (what a forward may draw from)
+    return (name, keys.tobytes(), *rest)  # type: ignore[union-attr]
 
 
 def _registries(module: nn.Module) -> tuple[dict[str, Any], ...]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from reparam.graph.calls import argument, name_of, stock, tensor_input
+from reparam.graph.calls import argument, held_shape, name_of, stock, tensor_input
 from reparam.graph.channels import picked, rest
 from reparam.graph.kinds import (
     CONVS,
@@ -91,12 +91,18 @@ def _fixed(
         if kind is None:
             return None, None
         if isinstance(module, nn.modules.conv._ConvNd):
-            axes = len(module.kernel_size)
-            return Space(module.in_channels, axes), Space(module.out_channels, axes)
-        if kind is nn.Linear:
-            return Space(int(module.in_features), 0), Space(int(module.out_features), 0)  # type: ignore[arg-type]
-        if kind in NORM_AXES:
-            space = _normed(value, int(module.num_features), NORM_AXES[kind], spaces, ranks)  # type: ignore[arg-type]
+            axes, groups = len(module.kernel_size), module.groups
+            if module.transposed:
+                first, second, *_ = held_shape(module, module.in_channels, module.out_channels // groups)
+                return Space(first, axes), Space(second * groups, axes)
+            first, second, *_ = held_shape(module, module.out_channels, module.in_channels // groups)
+            return Space(second * groups, axes), Space(first, axes)
+        if isinstance(module, nn.Linear):
+            first, second = held_shape(module, module.out_features, module.in_features)
+            return Space(second, 0), Space(first, 0)
+        if isinstance(module, nn.modules.batchnorm._NormBase) and kind in NORM_AXES:
+            (channels,) = held_shape(module, module.num_features)
+            space = _normed(value, channels, NORM_AXES[kind], spaces, ranks)
             return space, space
         return None, None
     name = name_of(value)

@@ -17,6 +17,7 @@ from reparam.graph.proxy import EXAMPLE, PLAIN
 from reparam.graph.reading import ACTIVE, traced_builtins
 from reparam.graph.signatures import parameters_of
 from reparam.graph.snapshot import Snapshot
+from reparam.graph.tensor_writes import writes_to_tensors
 from reparam.graph.tracer import Kinds, Lacking, Tracer, current_mode
 from reparam.graph.unread import Unread, first_line, place_of, raised_by_user
 
@@ -170,9 +171,12 @@ class _Raised:
 
 def _attempt(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Unread | _Raised":
     try:
-        return _record(tracer, arguments, method)
+        found = _record(tracer, arguments, method)
     finally:
         tracer.release()
+    if tracer.left_behind() and isinstance(found, Trace):
+        return Unread("forward keeps values beyond its call", read=frozenset(found.read.values()))
+    return found
 
 
 def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Unread | _Raised":
@@ -201,9 +205,10 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
             tracer.graph.output(output)
     except Exception as error:  # user code under symbolic values can raise anything
         snapshot.restore(tracer.before)
-        unread = Unread(first_line(error), place_of(error), frozenset(tracer.read.values()))
+        read, written = frozenset(tracer.read.values()), frozenset(tracer.written)
+        unread = Unread(first_line(error), place_of(error), read, written=written)
         return _Raised(unread) if raised_by_user(error) else unread
-    changed = snapshot.restore(tracer.before)
+    changed = snapshot.restore(tracer.before) or writes_to_tensors(tracer.graph)
     if changed:
         return Unread(changed, read=frozenset(tracer.read.values()))
     return Trace(

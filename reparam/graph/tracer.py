@@ -3,8 +3,11 @@
 Generated weights therefore become constants, and ``if self.alpha:`` works.
 """
 
+import dataclasses
+import gc
 import operator
 import sys
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -24,6 +27,7 @@ MOST_CONDITIONS: Final = 32
 Kinds = tuple[str, Any, bool]  # path of a descendant, classes, and whether it is one of these
 Lacking = tuple[str, str]  # path of a descendant, and the name of what it does not have
 # structures that a graph holds as they are
+_SIMPLE: Final = (bool, int, float, str, tuple, type(None))
 EXACT: Final = (list, tuple, dict, torch.Size, immutable_list, immutable_dict)
 
 
@@ -65,6 +69,8 @@ class Tracer(fx.Tracer):
         self.opens = True  # functions marked by torch.fx.wrap
         self.numbers = False  # what is made of traced sizes
         self.recast = ""
+        self.written: set[str] = set()
+        self.made: list[weakref.ref[Traced]] = []
 
     def release(self) -> None:
         """Let go of the module: other code may keep the traced values that it got, as ``functools.cache`` does."""
@@ -87,7 +93,23 @@ class Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """The value that a forward handles in place of a tensor."""
-        return Traced(node, self)
+        made = Traced(node, self)
+        self.made.append(weakref.ref(made))
+        return made
+
+    def left_behind(self) -> bool:
+        """Whether dictionaries outside hold traced values, as caches do; these are taken out of them."""
+        if not any(made() is not None for made in self.made):
+            return False
+        gc.collect()
+        found = False
+        for made in self.made:
+            value = made()
+            for holder in gc.get_referrers(value) if value is not None else ():
+                for key in [k for k, held in holder.items() if held is value] if type(holder) is dict else ():
+                    del holder[key]
+                    found = True
+        return found
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """A new node, with what is known about its value and the modes under which it runs."""
@@ -132,6 +154,13 @@ class Tracer(fx.Tracer):
             return self.tensor(a)
         if isinstance(a, nn.Module):
             raise TraceError(f"a module ({type(a).__name__}) is passed as an argument")
+        if (
+            dataclasses.is_dataclass(a)
+            and not isinstance(a, type)
+            and has_traced(a)
+            and not _made_of_its_fields(type(a))
+        ):
+            raise TraceError(f"makes a {type(a).__name__}, which is more than its fields")
         if isinstance(a, list | tuple | dict) and type(a) not in EXACT and not hasattr(a, "_fields"):
             self.recast = type(a).__name__
         return super().create_arg(a)
@@ -174,6 +203,16 @@ class Tracer(fx.Tracer):
         if not name.startswith("_constant") and not value.is_meta:
             self.before[name] = (value, value.detach().clone())
 
+    def on_write(self, module: nn.Module, name: str, value: Any) -> None:
+        """Stop where the forward changes a module below, if only for a while: that then does something else."""
+        path = self.path(module)
+        if not path:  # its own, of which a snapshot is kept, or one that it makes
+            return
+        old = getattr(module, name, self)
+        if old is not value and not (isinstance(value, _SIMPLE) and type(old) is type(value) and old == value):
+            self.written.add(path)
+            raise TraceError(f"sets {name} of {path}")
+
     def on_kind(self, module: nn.Module, kinds: Any, answer: bool) -> None:
         """Remember that the forward asked for the class of a descendant, and what it was told."""
         path = self.path(module)
@@ -195,6 +234,10 @@ class Tracer(fx.Tracer):
             raise TraceError(f"calls {type(module).__name__}, which is not registered as one of its children")
         if path == "":
             raise TraceError("calls itself")
+        if type(module).__call__ is not nn.Module.__call__ and not type(module).__call__.__module__.startswith(
+            "torch."
+        ):
+            raise TraceError(f"calls {type(module).__name__}, which overrides __call__")
         return self.create_proxy("call_module", path, args, kwargs)
 
     def known_length(self, node: fx.Node) -> int | None:
@@ -240,6 +283,13 @@ class Tracer(fx.Tracer):
         if len(self.asked) > len(self.answers):
             self.answers.append(True)
         return self.answers[len(self.asked) - 1]
+
+
+def _made_of_its_fields(kind: type) -> bool:
+    """Whether a data class makes an instance of its fields and nothing else."""
+    options = kind.__dataclass_params__  # type: ignore[attr-defined]
+    whole = options.init and all(field.init for field in dataclasses.fields(kind))
+    return whole and not hasattr(kind, "__post_init__") and "__new__" not in vars(kind)
 
 
 def _slice_length(part: slice) -> int | None:

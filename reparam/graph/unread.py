@@ -16,13 +16,15 @@ from torch.fx.proxy import TraceError
 class Unread:
     """Why a forward could not be read, the line of code that stopped it, and the tensors that it read so far.
 
-    ``raised`` says that the forward itself raises an error, whatever its input is.
+    ``raised`` says that the forward itself raises an error, whatever its input is; ``written`` are the paths of modules
+    below whose attributes it sets: what these do depends on that.
     """
 
     reason: str
     where: str = ""
     read: frozenset[str] = frozenset()
     raised: bool = False
+    written: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.where})" if self.where else self.reason

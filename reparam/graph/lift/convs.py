@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from reparam.algebra import Border, Conv, Ints, Refusal
-from reparam.graph.calls import argument, name_of, stock, tensor_input
+from reparam.graph.calls import argument, held_shape, name_of, stock, tensor_input
 from reparam.graph.kinds import CONVS, TRANSPOSED_CONVS
 from reparam.graph.lift.base import Known, Lifted, bias_of, generated, numbers_of, per_axis, shape_text, weight_of
 from reparam.graph.net import Value
@@ -83,7 +83,7 @@ def conv_module(value: Value, known: Known) -> Lifted:
     return _convolution(
         source,
         weight_of(module),
-        (module.out_channels, module.in_channels // module.groups, *module.kernel_size),
+        held_shape(module, module.out_channels, module.in_channels // module.groups, *module.kernel_size),
         bias_of(module),
         stride=module.stride,
         padding=module.padding,
@@ -105,7 +105,7 @@ def conv_transpose_module(value: Value, known: Known) -> Lifted:
     return _convolution(
         source,
         weight_of(module),
-        (module.in_channels, module.out_channels // module.groups, *module.kernel_size),
+        held_shape(module, module.in_channels, module.out_channels // module.groups, *module.kernel_size),
         bias_of(module),
         stride=module.stride,
         padding=module.padding,
