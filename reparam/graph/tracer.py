@@ -65,6 +65,7 @@ class Tracer(fx.Tracer):
         self.opens = True  # functions marked by torch.fx.wrap
         self.numbers = False  # what is made of traced sizes
         self.recast = ""
+        self.returning = False
 
     def release(self) -> None:
         """Let go of the module: other code may keep the traced values that it got, as ``functools.cache`` does."""
@@ -132,6 +133,8 @@ class Tracer(fx.Tracer):
             return self.tensor(a)
         if isinstance(a, nn.Module):
             raise TraceError(f"a module ({type(a).__name__}) is passed as an argument")
+        if type(a) is torch.Size and self.returning:  # nodes hold it as a plain tuple
+            return self.create_node("call_function", torch.Size, (tuple(a),), {})
         if isinstance(a, list | tuple | dict) and type(a) not in EXACT and not hasattr(a, "_fields"):
             self.recast = type(a).__name__
         return super().create_arg(a)
