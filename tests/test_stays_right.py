@@ -9,8 +9,10 @@ import collections
 import contextlib
 import copy
 import dataclasses
+import enum
 import functools
 import gc
+import inspect
 import math
 import time
 import weakref
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -2635,6 +2638,232 @@ class Outside(Chain):
 )
 def test_other_outcomes_stay_right(net: type[nn.Module]) -> None:
     stays_right(net(), *(call(sign * (images(size).abs() + 0.1)) for sign in (1, -1) for size in SIZES))
+
+
+# --- names and constants that a generated forward must spell ---------------------------------------------
+
+
+class Named(nn.Module):
+    """Branches by their names in a dict."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names, self.br = names, nn.ModuleDict({name: conv_norm(3 - 2 * i) for i, name in enumerate(names)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = (self.br[name] for name in self.names)
+        return torch.relu(left(x) + right(x))
+
+
+@pytest.mark.parametrize(
+    "names", [("global", "local"), ("None", "class"), ("3x3", "1x1"), ("a b", "c-d"), ("it's", 'a"b'), ("\\x67", "é\n")]
+)
+def test_children_by_any_name(names: tuple[str, str]) -> None:
+    fused = is_read(Named(*names), convs=1)
+    assert list(fused.odd.br) == [names[0]]
+
+
+class KeywordChild(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_module("class", conv_norm(3))
+        self.add_module("self", conv_norm(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(getattr(self, "class")(x) + self.self(x))
+
+
+class KeywordBystanders(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({"class": nn.PReLU(C), "box": nn.PReLU(C)})
+        self.more = nn.ParameterDict({"lambda": nn.Parameter(torch.rand(C, 1, 1)), "a b": torch.rand(C, 1, 1)})
+        self.register_buffer("in", torch.rand(C, 1, 1))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = torch.relu(self.a(x) + self.b(x))
+        y = (
+            torch.sin(y * self.more["lambda"]).exp()
+            + torch.sin(y * self.more["a b"])
+            + torch.cos(y * getattr(self, "in"))
+        )
+        return {name: head(y) for name, head in self.heads.items()}
+
+
+class NestedResult(Two):
+    class Inner(NamedTuple):
+        y: Tensor
+        note: str = "inner"
+
+    @dataclasses.dataclass
+    class Outer:
+        y: Any
+        k: int = 3
+
+    class Pair(NamedTuple):
+        left: Any
+        right: Any
+
+    def forward(self, x: Tensor) -> tuple[Any, ...]:
+        y = torch.relu(self.a(x) + self.b(x))
+        return self.Outer(y), self.Inner(y), self.Pair(self.Inner(y, "it's"), {"in": self.Inner(y + 1)})
+
+
+Renamed = collections.namedtuple("Differently", "y")  # a class whose name differs from its variable's
+
+
+class RenamedResult(Two):
+    def forward(self, x: Tensor) -> Any:
+        return Renamed(self.a(x) + self.b(x))
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Constants(Two):
+    class Shade(enum.Enum):
+        DARK = 2
+
+    def forward(self, x: Tensor) -> dict[Any, Any]:
+        y = torch.relu(self.a(x) + self.b(x))
+        sizes = {"size": torch.Size([1, 2]), "nested": [torch.Size([]), (torch.Size([3]),)], "tuple": (1, 2)}
+        numbers = {"inf": math.inf, "nan": math.nan, "slice": slice(1, None), "dtype": x.dtype, 1: torch.float16}
+        shades = {"colour": Colour.RED, self.Shade.DARK: [self.Shade.DARK, Pair(y, Colour.RED)]}
+        return {"y": y, **sizes, **numbers, **shades, "list": [Colour.RED, self.Shade.DARK, 1 + 2j]}
+
+
+class NumpyNumber(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.a(x) + self.b(x)).pow(np.float64(1.5))
+
+
+@pytest.mark.parametrize(
+    "net",
+    [KeywordChild, KeywordBystanders, NestedResult, RenamedResult, Constants, NumpyNumber],
+    ids=lambda net: net.__name__,
+)
+def test_whatever_can_be_spelled_is_fused(net: type[nn.Module]) -> None:
+    is_read(net(), convs=1)
+
+
+class HandsASizeOn(nn.Module):
+    """The size that a child returns is a constant of its caller."""
+
+    class Sized(Two):
+        def forward(self, x: Tensor) -> tuple[Tensor, torch.Size]:
+            return torch.relu(self.a(x) + self.b(x)), torch.Size([C // 2, 2])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.a, self.b = self.Sized(), conv_norm(3), conv_norm(1)
+
+    def forward(self, x: Tensor) -> Any:
+        y, size = self.inner(x)
+        assert size.numel() == C
+        return torch.relu(self.a(y) + self.b(y)).unflatten(1, size), size
+
+
+def test_a_size_that_a_child_returns() -> None:
+    is_read(HandsASizeOn(), convs=2)
+
+
+class ArgumentsLikeGlobals(Two):
+    def forward(self, torch: Tensor, inf: Tensor, slice: Tensor, device: int = 3) -> Any:
+        y = F.relu(self.a(torch) + self.b(torch)) + inf
+        return y[:, 1:] * slice, math.inf, y.clamp(max=math.inf).to(X.device), torch
+
+
+class UnreadArgumentsLikeGlobals(Two):
+    def forward(self, x: Tensor, torch: Any = None, nan: float = 1.0) -> Any:
+        return F.relu(self.a(x) + self.b(x)), math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    ("net", "calls"),
+    [
+        (ArgumentsLikeGlobals, [call(X, Z, X[:, 1:]), call(X, slice=Z[:, 1:], inf=Z, device=1)]),
+        (UnreadArgumentsLikeGlobals, [call(X), call(X, torch=Z, nan=2.0)]),
+    ],
+)
+def test_arguments_that_are_called_like_globals(net: type[nn.Module], calls: list[Any]) -> None:
+    is_read(net(), *calls, convs=1)
+
+
+class PositionalOnly(Two):
+    def forward(self, x: Tensor, y: Tensor | None = None, /, *, gain: float) -> Tensor:
+        return torch.relu(self.a(x) + self.b(x)) * gain
+
+
+def test_positional_only_arguments_stay_so() -> None:
+    fused = is_read(PositionalOnly(), call(X, gain=2.0), call(X, Z, gain=0.5), convs=1).odd
+    assert inspect.signature(fused.forward).parameters["x"].kind is inspect.Parameter.POSITIONAL_ONLY
+    with pytest.raises(TypeError, match="positional-only"):
+        fused(x=X, gain=1.0)
+
+
+def made_within() -> tuple[Any, Any]:
+    class Within(NamedTuple):
+        y: Tensor
+
+    class Shade(enum.Enum):
+        DARK = 1
+
+    return Within, Shade
+
+
+WITHIN, SHADE = (lambda kinds: ((kinds[0],), (kinds[1],)))(made_within())
+
+
+class ResultOfALocalClass(Two):
+    def forward(self, x: Tensor) -> Any:
+        return WITHIN[0](torch.relu(self.a(x) + self.b(x)))
+
+
+class LocalConstant(Two):
+    def forward(self, x: Tensor) -> Any:
+        return torch.relu(self.a(x) + self.b(x)), SHADE[0].DARK
+
+
+class KeywordArgument(nn.Module):
+    class Takes(nn.Module):
+        def forward(self, **inputs: Tensor) -> Tensor:
+            if inputs["class"].mean() > 0:
+                return inputs["class"]
+            return inputs["class"] * 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.takes = conv_norm(3), conv_norm(1), self.Takes()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.takes(**{"class": torch.relu(self.a(x) + self.b(x))})
+
+
+class NumpyResult(Two):
+    def forward(self, x: Tensor) -> Any:
+        return torch.relu(self.a(x) + self.b(x)), np.float64(0.5)
+
+
+class NumpyDefault(Two):
+    def forward(self, x: Tensor, gain: float = np.float64(0.5)) -> Any:
+        return torch.relu(self.a(x) + self.b(x))
+
+
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        (ResultOfALocalClass, "Within, which no module holds by name"),
+        (LocalConstant, "Shade, which no module holds by name"),
+        (KeywordArgument, "passes an argument named 'class'"),
+        (NumpyResult, "holds a float64, which cannot be written as text"),
+        (NumpyDefault, "the default of gain is no plain constant"),
+    ],
+)
+def test_what_cannot_be_spelled_is_left_with_the_reason(net: type[nn.Module], reason: str) -> None:
+    fused = is_read(net(), convs=2)
+    left = [refusal for refusal in reparam.receipt(fused).left if refusal.rule == "place"]
+    assert any(reason in str(refusal) for refusal in left), "\n".join(map(str, left))
 
 
 # --- what a forward asks its children -------------------------------------------------------------

@@ -16,6 +16,7 @@ from reparam.graph.options import Options
 from reparam.graph.placing import Mode, Place, Site
 from reparam.graph.signatures import parameters_of
 from reparam.graph.source import fixed_signature
+from reparam.graph.spelling import unspoken
 from reparam.graph.swap import carried
 from reparam.graph.used import join
 
@@ -201,7 +202,7 @@ class Limits:
             return f"its forward makes a {frame.trace.recast}, which would become a plain list or dict"
         if isinstance(frame.module, fx.GraphModule):
             return ""
-        reason = fixed_signature(frame.module)
+        reason = fixed_signature(frame.module) or unspoken(frame.trace.graph)
         if reason:
             return reason
         kind = type(frame.module)

@@ -1,35 +1,42 @@
 """The text of a forward, generated from the graph of a frame."""
 
-from typing import Any, Final
+from typing import Any
 
 from torch import fx, nn
-from torch.fx.graph_module import _format_import_block
-from torch.package.importer import sys_importer
 
 from reparam.graph.net import Frame
 from reparam.graph.signatures import parameters_of
-
-PLAIN: Final = (type(None), bool, int, float, str)
+from reparam.graph.spelling import PLAIN, apart, imports, spelled, unused
 
 
 def forward_source(frame: Frame) -> str:
     """Source of ``forward`` with the signature of the original one."""
-    code = frame.trace.graph.python_code("self")
-    imports = _format_import_block(dict(code.globals), sys_importer)
-    lines = code.src.lstrip("\n").split("\n")
-    at = next(i for i, line in enumerate(lines) if line.startswith("def forward("))
-    signature = _signature(frame.module)
-    return "\n".join([imports, f"def forward({signature}):", *lines[at + 1 :]])
+    graph, mended = spelled(frame.trace.graph)
+    arguments = parameters_of(frame.module)
+    root = unused("self", {node.name for node in graph.nodes} | arguments.keys())
+    code = graph.python_code(root)
+    text = code.src
+    for printed, meant in mended.items():
+        text = text.replace(printed, meant)
+    text = text[text.index("def forward(") :]
+    renamed, text = apart(text, arguments, code.globals)
+    _, _, body = text.partition("\n")
+    signature = _signature(root, frame.module)
+    return "\n".join([*imports(code.globals), *renamed, f"def forward({signature}):", body])
 
 
-def _signature(module: nn.Module) -> str:
-    parts = ["self"]
+def _signature(root: str, module: nn.Module) -> str:
+    parts = [root]
+    parameters = parameters_of(module)
+    positional = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_ONLY]
     keyword_only = False
-    for name, parameter in parameters_of(module).items():
+    for name, parameter in parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
             keyword_only = True
             parts.append("*")
         parts.append(name if parameter.default is parameter.empty else f"{name}={parameter.default!r}")
+        if positional and name == positional[-1]:
+            parts.append("/")
     return ", ".join(parts)
 
 
@@ -44,7 +51,7 @@ def fixed_signature(module: nn.Module) -> str:
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             return f"its forward takes *{parameter.name}"
-        if parameter.default is not parameter.empty and not isinstance(parameter.default, PLAIN):
+        if parameter.default is not parameter.empty and type(parameter.default) not in PLAIN:
             return f"the default of {parameter.name} is no plain constant"
     return ""
 

@@ -4,6 +4,7 @@ import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+import torch
 from torch import Tensor, fx
 
 from reparam.graph.arguments import HOLE
@@ -71,7 +72,9 @@ def values_in(structure: Any) -> Iterator[Value]:
 
 
 def pick(node: fx.Node, args: tuple[Any, ...]) -> Any:
-    """The element that ``structure[index]`` names, if the structure is known."""
+    """The element that ``structure[index]`` names, if the structure is known, or a size that is returned."""
+    if node.op == "call_function" and node.target is torch.Size and not any(True for _ in values_in(args)):
+        return torch.Size(*args)
     if node.op == "call_function" and node.target is operator.getitem and isinstance(args[0], list | tuple | Mapping):
         try:
             return args[0][args[1]]

@@ -199,6 +199,7 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
             try:
                 with traced_builtins(tracer.opens, tracer.numbers), tracer.watch:
                     result = _call(module, method, values)
+                tracer.returning = True
                 output = tracer.create_arg(result)
             finally:
                 ACTIVE.pop()

@@ -19,6 +19,7 @@ from torch.fx.proxy import Scope, TraceError
 
 from reparam.graph.entry_methods import entry_codes, outermost
 from reparam.graph.examples import Examples
+from reparam.graph.lengths import elementwise, keeps_channels, part, slice_length
 from reparam.graph.proxy import EXAMPLE, PLAIN, Traced, has_traced, is_plain, meta
 from reparam.graph.unread import calling_line
 from reparam.graph.watch import Watch
@@ -71,6 +72,7 @@ class Tracer(fx.Tracer):
         self.recast = ""
         self.written: set[str] = set()
         self.made: list[weakref.ref[Traced]] = []
+        self.returning = False
 
     def release(self) -> None:
         """Let go of the module: other code may keep the traced values that it got, as ``functools.cache`` does."""
@@ -161,6 +163,8 @@ class Tracer(fx.Tracer):
             and not _made_of_its_fields(type(a))
         ):
             raise TraceError(f"makes a {type(a).__name__}, which is more than its fields")
+        if type(a) is torch.Size and self.returning:  # nodes hold it as a plain tuple
+            return self.create_node("call_function", torch.Size, (tuple(a),), {})
         if isinstance(a, list | tuple | dict) and type(a) not in EXACT and not hasattr(a, "_fields"):
             self.recast = type(a).__name__
         return super().create_arg(a)
@@ -249,7 +253,7 @@ class Tracer(fx.Tracer):
         name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
         rest = node.args[1:]
         if name == "getitem" and node.meta.get(PLAIN) and isinstance(rest[0], slice):
-            return _slice_length(rest[0])
+            return slice_length(rest[0])
         size = rest[0] if rest else node.kwargs.get("split_size_or_sections", node.kwargs.get("split_size"))
         if name in ("split", "split_with_sizes") and isinstance(size, list | tuple):
             return len(size)
@@ -269,10 +273,10 @@ class Tracer(fx.Tracer):
                 for module in reversed(list(self.root.get_submodule(str(value.target)).modules())):
                     found = getattr(module, "out_channels", getattr(module, "num_features", None))
                     if isinstance(found, int):
-                        return found if _keeps_channels(self.root.get_submodule(str(value.target))) else 0
+                        return found if keeps_channels(self.root.get_submodule(str(value.target))) else 0
             if value.op == "call_function" and value.target is operator.getitem:
-                return _part(value)
-            value = value.args[0] if value.args and _elementwise(value) else None
+                return part(value)
+            value = value.args[0] if value.args and elementwise(value) else None
         return 0
 
     def decide(self, node: fx.Node) -> bool:
@@ -290,41 +294,6 @@ def _made_of_its_fields(kind: type) -> bool:
     options = kind.__dataclass_params__  # type: ignore[attr-defined]
     whole = options.init and all(field.init for field in dataclasses.fields(kind))
     return whole and not hasattr(kind, "__post_init__") and "__new__" not in vars(kind)
-
-
-def _slice_length(part: slice) -> int | None:
-    """Length of ``shape[-2:]`` or ``shape[:2]``, whatever the rank (a shorter shape is an error later)."""
-    if part.step is not None:
-        return None
-    if isinstance(part.start, int) and part.start < 0 and part.stop is None:
-        return -part.start
-    return part.stop if part.start is None and isinstance(part.stop, int) and part.stop > 0 else None
-
-
-def _keeps_channels(module: nn.Module) -> bool:
-    """Whether the last convolution or norm of a module fixes the channels of its result."""
-    if isinstance(module, nn.Sequential):
-        return all(_keeps_channels(child) for child in module)
-    simple = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.Identity)
-    return isinstance(module, simple) or type(module).__module__ == "torch.nn.modules.activation"
-
-
-def _part(node: fx.Node) -> int:
-    """Size of one part of a ``split`` by sizes along the channels; 0: unknown."""
-    source, index = node.args
-    if not isinstance(source, fx.Node) or not isinstance(index, int):
-        return 0
-    name = source.target if isinstance(source.target, str) else getattr(source.target, "__name__", "")
-    if name not in ("split", "split_with_sizes"):
-        return 0
-    sizes = source.args[1] if len(source.args) > 1 else ()
-    dim = source.args[2] if len(source.args) > 2 else source.kwargs.get("dim", 0)
-    return int(sizes[index]) if isinstance(sizes, list | tuple) and dim == 1 else 0
-
-
-def _elementwise(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name in ("relu", "relu_", "add", "iadd", "sub", "mul", "sigmoid", "silu", "gelu", "contiguous")
 
 
 def current_mode() -> tuple[bool, ...]:
