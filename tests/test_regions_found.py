@@ -878,3 +878,80 @@ class OneSizeOnly(nn.Module):
 @pytest.mark.parametrize(("block", "convs"), [(MixedKernels, 3), (OneSizeOnly, 1)])
 def test_regions_that_do_not_run_on_any_input(block: type[nn.Module], convs: int) -> None:
     becomes(ready(nn.Sequential(block(), nn.ReLU())), images(), conv=convs, norm=0, convs=convs, norms=0)
+
+
+# --- constants in the type of a value --------------------------------------------------------------
+
+
+class WithConstants(nn.Module):
+    """A convolution and constants; ``formula`` says how they meet the input."""
+
+    def __init__(self, formula: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.formula = conv(3), formula
+        self.g, self.v = nn.Parameter(torch.ones(C, 1, 1)), nn.Parameter(torch.ones(C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.formula(self, x))
+
+
+def behind(formula: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """The formula of what the convolution computes."""
+    return lambda m, x: formula(m, m.conv(x))
+
+
+CONSTANTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "type": lambda m, x: m.conv(x) * m.g.to(x.dtype),
+    "like": lambda m, x: m.conv(x) * m.g.to(x),
+    "type_as": lambda m, x: m.conv(x) * m.g.type_as(x),
+    "device": lambda m, x: m.conv(x) * m.g.to(x.device),
+    "both": lambda m, x: m.conv(x) + m.g.to(dtype=x.dtype, device=x.device),
+    "view": lambda m, x: m.conv(x) + m.v.to(x.dtype).view(1, -1, 1, 1),
+    "index": lambda m, x: m.conv(x) + m.v.to(x.dtype)[:, None, None],
+    "of the result": behind(lambda m, y: y * m.g.to(y.dtype)),
+    "like the result": behind(lambda m, y: y * m.g.to(y)),
+    "one type for two": behind(lambda m, y: (lambda kind: y * m.g.to(kind) + (m.g + 1).to(kind))(y.dtype)),
+    "of a sum": lambda m, x: (lambda y: y * m.g.to(y.dtype))(m.conv(x) + x),
+    "zeros": lambda m, x: m.conv(x) + torch.zeros(1, C, 1, 1, dtype=x.dtype, device=x.device),
+    "arange": lambda m, x: m.conv(x) + torch.arange(C, device=x.device).view(-1, 1, 1),
+    "new_tensor": lambda m, x: m.conv(x) * x.new_tensor([1.0, -2, 3, 0.5, 5, 7]).view(-1, 1, 1),
+    "expand_as": behind(lambda m, y: y * m.g.expand_as(y)),
+    "new_full": lambda m, x: m.conv(x) - x.new_full((1, C, 1, 1), 0.3),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_constant_in_the_type_of_a_value_is_a_constant(name: str) -> None:
+    becomes(ready(WithConstants(CONSTANTS[name])), *map(images, SIZES), conv=1, add=0, calls=2)
+
+
+NO_CONSTANTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "integer": lambda m, x: m.conv(x) * m.g.to(device=x.device, dtype=torch.int64),
+    "written": lambda m, x: (lambda g: m.conv(x) * g * g.mul_(2))(m.g.detach().to(x.dtype).clone()),
+    "expanded": lambda m, x: (lambda y: y + m.g.expand_as(y)[:, :, :1, :1] * m.g.expand_as(y).sum())(m.conv(x)),
+    "written by a view": lambda m, x: (lambda g: m.conv(x) * g[:, None, None] * g.mul_(2).mean())(
+        m.v.detach().clone().to(x.dtype)
+    ),
+    "weight": lambda m, x: F.conv2d(x, m.conv.weight.to(x.dtype), padding=1) * m.g.to(x.dtype),
+    "used": lambda m, x: F.relu(m.conv(m.conv(x)) * m.g.to(x.dtype)) * m.g.to(x.dtype) + m.conv(x).dtype.itemsize,
+}
+
+
+@pytest.mark.parametrize("name", NO_CONSTANTS)
+def test_other_tensors_in_the_type_of_a_value_stay_right(name: str) -> None:
+    model = ready(WithConstants(NO_CONSTANTS[name]))
+    same(model, fuse_purely(model), images())
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [lambda m, mask: m.g.to(mask.dtype), lambda m, mask: mask.new_tensor([1.5, 2, 3, 4, 5, 6]).view(-1, 1, 1)],
+    ids=["cast", "new"],
+)
+def test_a_constant_in_a_type_that_may_be_an_integer_is_cut_off(constant: Callable[[Any, Tensor], Tensor]) -> None:
+    class Masked(WithConstants):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+            return F.relu(self.conv(x) * constant(self, mask))
+
+    model = ready(Masked(lambda m, x: x))
+    becomes(model, (images(), torch.ones(3, dtype=torch.int64)), (images(), images()), conv=1, product=1)

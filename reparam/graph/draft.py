@@ -9,6 +9,7 @@ from torch import nn
 from reparam.algebra import Affine, Refusal, interned, substitute
 from reparam.graph.calls import name_of
 from reparam.graph.channels import SPLITS
+from reparam.graph.constants import constants_of, reads_type
 from reparam.graph.effects import pure, unused
 from reparam.graph.leaves import EXCLUDED, OUTSIDE
 from reparam.graph.lift import Known, Lifting, lift
@@ -75,8 +76,12 @@ class Draft:
         return all(user in operations and value.args[0] in operations[user].terms for user in value.users)
 
     def _looks(self, reader: Value, value: Value) -> bool:
-        """Whether ``reader`` reads of a value only sizes that what takes its place has, too; noted if so."""
+        """Whether ``reader`` reads of a value only what the one in its place has, too: sizes, its type; noted if so."""
         operation = self.plan.operations.get(value)
+        if operation is not None and len(operation.terms) == 1 and reads_type(reader, self.plan.operations):
+            if not all(self._leads_to(user, value) for user in constants_of(reader)):
+                self.plan.operations[value] = replace(operation, looked_at=True)
+            return True
         if operation is None or len(operation.terms) != 1 or not (whole_shape(reader) or name_of(reader) in SIZE_CALLS):
             return False
         (conv,) = operation.terms.values()
@@ -87,6 +92,15 @@ class Draft:
             if rank.least < conv.axes + 2:
                 operation = replace(operation, read_rank=conv.axes + 2)
         self.plan.operations[value] = replace(operation, looked_at=True)
+        return True
+
+    def _leads_to(self, reader: Value, value: Value) -> bool:
+        """Whether an operation is the last of a chain that starts with ``value``, so that both vanish into one."""
+        while reader is not value:
+            operation = self.plan.operations.get(reader)
+            if operation is None or len(operation.terms) != 1:
+                return False
+            (reader,) = operation.terms
         return True
 
     def ok(self, value: Value) -> bool:

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from reparam.graph.arguments import HOLE, default_arguments
+from reparam.graph.constants import put_constants
 from reparam.graph.examples import Call, Examples
 from reparam.graph.leaves import CLOSED, SHARED, hooks, is_leaf
 from reparam.graph.likeness import Likeness
@@ -135,6 +136,7 @@ class _Reader:
         net.result = self._run(net, root, calls)
         for value in values_in(net.result):
             value.returned = True
+        put_constants(net)
         whole = {id(value.module) for value in net.values if value.module is not None}
         self._uncalled_later(module, path, {id(frame.module) for frame in net.frames} | whole, whole)
         return net

@@ -6,6 +6,7 @@ from typing import Final
 from torch._ops import OpOverload
 
 from reparam.algebra import Refusal
+from reparam.graph.constants import made_for
 from reparam.graph.effects import written
 from reparam.graph.leaves import SHARED, hooks
 from reparam.graph.lift.arithmetic import arithmetic_sum, channel_product, scale
@@ -60,6 +61,9 @@ def lift(value: Value, known: Known, liftings: tuple[Lifting, ...] = LIFTINGS) -
             break
     if result is None or isinstance(result, Refusal):
         return result
+    made = made_for(value, result.terms)
+    if made:
+        result = replace(result, covers=(*result.covers, *made))
     refused = _unsafe(value, result, known)
     return refused if refused is not None else _sized(result, known)
 

@@ -1,0 +1,184 @@
+"""Constants in the data type or on the device of a value: ``g.to(x.dtype)``, ``torch.zeros(8, 1, 1, device=x.device)``.
+
+Such a tensor is known up to rounding, so that operations read it as the parameter, or as the numbers, that it is made
+from. The domain: real numbers in the floating-point type of a value that a layer with real weights computes or reads,
+as an integer type would cut them off; and nobody writes to the tensor. One expanded to the shape of what it meets
+(``y * g.expand_as(y)``) is what it is expanded from.
+"""
+
+from collections.abc import Callable, Container, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from reparam.graph.calls import name_of, stock
+from reparam.graph.effects import aliased, written
+from reparam.graph.kinds import CONVS, NORMS, PRODUCTS, SUMS, passes_on
+from reparam.graph.net import Net, Value
+from reparam.graph.structures import values_in
+
+CASTS: Final = frozenset(["to", "type", "type_as"])
+SHAPING: Final = frozenset(["view", "reshape", "unsqueeze", "squeeze", "flatten", "contiguous", "getitem"])
+READERS: Final = frozenset([*SUMS, *PRODUCTS, *CONVS, *NORMS, "linear", "matmul", "einsum"])
+MADE: Final[Mapping[str, Callable[..., Tensor]]] = {
+    name: getattr(torch, name) for name in ("arange", "eye", "full", "linspace", "ones", "tensor", "zeros")
+}
+NEW: Final[Mapping[str, Callable[..., Tensor]]] = {
+    "new_full": torch.full, "new_ones": torch.ones, "new_tensor": torch.tensor, "new_zeros": torch.zeros,
+}  # fmt: skip
+
+
+def put_constants(net: Net) -> None:
+    """Give the operations of a net such constants as tensors; they stay among the inputs."""
+    constants: dict[Value, Tensor] = {}
+    for value in net.values:
+        found = _constant(value, constants) if value.module is None else None
+        if found is not None:
+            constants[value] = found
+    while unsafe := [value for value in constants if not _is_safe(value, constants)]:
+        for value in unsafe:
+            del constants[value]
+    for value in net.values:
+        if value.module is None and name_of(value) in READERS:
+            value.args = tuple(_put(argument, constants) for argument in value.args)
+            value.kwargs = {name: _put(argument, constants) for name, argument in value.kwargs.items()}
+
+
+def is_constant(value: Value) -> bool:
+    """Whether all that read a value read it as a constant."""
+    return bool(value.users) and not value.returned and all(value in _put_in(user) for user in value.users)
+
+
+def reads_type(value: Value, operations: Container[Value]) -> bool:
+    """Whether an operation reads a data type or device, for constants of linear operations alone."""
+    if is_constant(value):
+        return all(user in operations for user in value.users)
+    looks = name_of(value) == "getattr" and value.args[1] in ("dtype", "device")
+    return looks and not value.returned and all(is_constant(u) and reads_type(u, operations) for u in value.users)
+
+
+def constants_of(value: Value) -> list[Value]:
+    """The operations that read the constants made from a data type or device."""
+    if is_constant(value):
+        return value.users
+    return [reader for user in value.users for reader in constants_of(user)]
+
+
+def made_for(value: Value, terms: Container[Value]) -> tuple[Value, ...]:
+    """Constants that an operation alone reads, and the data types of its inputs from which they are made."""
+    found: dict[Value, None] = {}
+    pending = [source for source in _put_in(value) if source not in terms]
+    while pending:
+        current = pending.pop()
+        found[current] = None
+        pending += [source for source in current.inputs if source not in terms and source not in found]
+    alone = all(user is value or user in found for source in found for user in source.users)
+    closed = not any(source.returned or source.node.op == "placeholder" or source.module for source in found)
+    return tuple(found) if alone and closed else ()
+
+
+def _put_in(value: Value) -> list[Value]:
+    written_out = set(values_in((value.args, value.kwargs)))
+    return [source for source in value.inputs if source not in written_out]
+
+
+def _put(argument: Any, constants: Mapping[Value, Tensor]) -> Any:
+    return constants.get(argument, argument) if isinstance(argument, Value) else argument
+
+
+def _is_safe(value: Value, constants: Container[Value]) -> bool:
+    """Whether nobody writes to a constant, nor to what it is made from."""
+    first = value.args[0] if value.args else None
+    made = isinstance(first, Value) and value.node.target not in NEW and first not in constants
+    return not made and all(_only_reads(user, value, constants) for user in value.users)
+
+
+def _only_reads(user: Value, value: Value, constants: Container[Value]) -> bool:
+    if name_of(value) == "expand_as" and not (
+        name_of(user) in (*SUMS, *PRODUCTS) and any(argument is value.args[1] for argument in user.args)
+    ):
+        return False  # it has the shape of another operand, and broadcasting would not give it
+    return value not in written(user) and (value not in aliased(user) or user in constants)
+
+
+def _constant(value: Value, constants: Mapping[Value, Tensor]) -> Tensor | None:
+    """The numbers of a constant; None for other operations."""
+    name, first = name_of(value), value.args[0] if value.args else None
+    if isinstance(first, Value) and name_of(first) != "expand_as":
+        first = constants.get(first, first)
+    fixed = not any(True for _ in values_in((value.args[1:], value.kwargs)))
+    if isinstance(first, Tensor) and name in SHAPING and fixed:
+        try:
+            found = getattr(first, "__getitem__" if name == "getitem" else name)(*value.args[1:], **value.kwargs)
+        except (IndexError, RuntimeError, TypeError):
+            return None
+        return found if isinstance(found, Tensor) else None
+    if isinstance(first, Tensor) and name in CASTS and first.is_floating_point():
+        options = dict(value.kwargs)
+        fits = all(isinstance(options.pop(flag, False), bool) for flag in ("non_blocking", "copy"))
+        return first if fits and all(_is_type(part) for part in (*value.args[1:], *options.values())) else None
+    if isinstance(first, Tensor) and name == "expand_as" and len(value.args) == 2:
+        return first
+    if name in MADE and value.node.target is MADE[name]:
+        return _made(MADE[name], value.args, value.kwargs)
+    if name in NEW and isinstance(first, Value) and value.node.op == "call_method" and _is_real(first):
+        return _made(NEW[name], value.args[1:], {"dtype": torch.float64, **value.kwargs})
+    return None
+
+
+def _made(function: Callable[..., Tensor], args: tuple[Any, ...], options: Mapping[str, Any]) -> Tensor | None:
+    """A tensor of numbers, with those of an unknown type in float64."""
+    options = dict(options)
+    if not _is_type(options.pop("device", None)):
+        return None
+    if isinstance(options.get("dtype"), Value):
+        if not _is_type(options["dtype"]):
+            return None
+        options["dtype"] = torch.float64
+    if any(True for _ in values_in((args, options))) or options.pop("requires_grad", False):
+        return None
+    try:
+        found = function(*args, **options)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return found if found.is_floating_point() or "dtype" not in options else None
+
+
+def _is_type(argument: Any) -> bool:
+    """Whether an argument is a device, a floating-point data type, or a value that has both."""
+    if isinstance(argument, Value):
+        if name_of(argument) == "getattr" and isinstance(argument.args[0], Value):
+            return argument.args[1] == "device" or (argument.args[1] == "dtype" and _is_real(argument.args[0]))
+        return _is_real(argument)
+    if isinstance(argument, torch.dtype):
+        return argument.is_floating_point
+    return argument is None or isinstance(argument, torch.device | str)
+
+
+def _is_real(value: Value) -> bool:
+    """Whether a layer with real weights computes a value or reads it, directly or through elementwise operations."""
+    seen = {value}
+    pending = [value]
+    while pending:
+        current = pending.pop()
+        if _has_real_weights(current) or any(_has_real_weights(u) and u.inputs[0] is current for u in current.users):
+            return True
+        if passes_on(current) or name_of(current) in (*SUMS, *PRODUCTS):
+            new = [source for source in current.inputs if source not in seen]
+            seen.update(new)
+            pending += new
+    return False
+
+
+def _has_real_weights(value: Value) -> bool:
+    if value.module is not None:
+        kind, weight = stock(value.module), getattr(value.module, "weight", None)
+        layer = kind is not None and issubclass(kind, LAYERS)
+        return layer and isinstance(weight, Tensor) and weight.is_floating_point()
+    weight = value.args[1] if len(value.args) > 1 else value.kwargs.get("weight")
+    called = name_of(value) in CONVS or name_of(value) == "linear"
+    return called and isinstance(weight, Tensor) and weight.is_floating_point()
+
+
+LAYERS: Final = (torch.nn.modules.conv._ConvNd, torch.nn.modules.batchnorm._BatchNorm, torch.nn.Linear)
