@@ -176,6 +176,7 @@ def reading() -> Iterator[None]:
         if value is None:
             ACTIVE[-1].on_lack(module, name)
         ACTIVE[-1].on_read(module, name, value)
+        ACTIVE[-1].listed.discard(id(value))
         return value
 
     def traced_setattr(module: nn.Module, name: str, value: Any) -> None:
@@ -204,7 +205,7 @@ def reading() -> Iterator[None]:
         def listed(module: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
             for path, value in listing[name](module, *args, **kwargs):
                 if ACTIVE:
-                    ACTIVE[-1].on_read(module, path, value)
+                    ACTIVE[-1].on_listed(module, path, value)
                 yield path, value
 
         return listed

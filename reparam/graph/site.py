@@ -18,6 +18,7 @@ from reparam.graph.signatures import parameters_of
 from reparam.graph.source import fixed_signature
 from reparam.graph.spelling import unspoken
 from reparam.graph.swap import carried
+from reparam.graph.trace import Trace
 from reparam.graph.used import join
 
 TAKEN: Final = frozenset(
@@ -46,7 +47,10 @@ class Limits:
         self._only = _only(model, options)
         self.entries = EntryPoints()
         self._editable: dict[Frame, str] = {}
-        self._exposed = _exposed(reading)
+        kinds = {(p.dtype, p.device) for p in model.parameters() if p.is_floating_point()}
+        uniform = len(kinds) == 1  # then all parameters of a module answer alike
+        self._exposed = _exposed(reading, lambda t: {*t.read.values()} - (t.types_read if uniform else set()))
+        self._asked_for_type = _exposed(reading, lambda t: t.types_read if uniform else ())
         self._kinds: dict[str, list[tuple[Any, bool, str]]] = {}
         self._lacking: dict[str, dict[str, str]] = {}
         for frame in (frame for net in reading.nets for frame in net.frames):
@@ -180,6 +184,10 @@ class Limits:
                 vanishes = vanishes and all(v in members or not v.users for v in reader.below())
                 if not vanishes and (reader is not edited or _still_reads(reader, members)):
                     return f"the parameters of {value.path} are read by the forward of {reader.path or 'the model'}"
+            around = set(where.frame.upwards())
+            for reader in self._asked_for_type.get(value.path, ()) if value.module is not None else ():
+                if reader not in around:  # it might find no parameter there
+                    return f"the type of {value.path} is asked for by the forward of {reader.path or 'the model'}"
         return ""
 
     def _why_not_editable(self, frame: Frame) -> str:
@@ -196,6 +204,8 @@ class Limits:
             return "its forward was read for the sizes of the example inputs only"
         if frame.trace.otherwise:
             return "its forward branches on its input"
+        if frame.trace.fixed_type:
+            return "its forward asks a tensor for its type or device, which would be fixed"
         if frame.trace.cache:
             return f"its forward fills {frame.trace.cache}"
         if frame.trace.recast:
@@ -217,12 +227,12 @@ class Limits:
         return ""
 
 
-def _exposed(reading: Reading) -> Mapping[str, list[Frame]]:
-    """Modules whose parameters are read by a forward that is not their own, with the readers."""
+def _exposed(reading: Reading, names: Callable[[Trace], Iterable[str]]) -> Mapping[str, list[Frame]]:
+    """Modules of whose parameters a forward that is not their own reads some of these names, with the readers."""
     found: dict[str, list[Frame]] = {}
     for net in reading.nets:
         for frame in net.frames:
-            for name in {name.rpartition(".")[0] for name in frame.trace.read.values() if "." in name}:
+            for name in {name.rpartition(".")[0] for name in names(frame.trace) if "." in name}:
                 found.setdefault(f"{frame.path}.{name}" if frame.path else name, []).append(frame)
     return found
 

@@ -38,6 +38,8 @@ class Trace:
         tensors: of every ``get_attr`` node, the tensor; names that start with ``_constant`` were computed while
             tracing.
         read: qualified names of the parameters and buffers that were read.
+        types_read: names among these of which nothing but the type or device was asked, going through all of a module.
+        fixed_type: whether a type or device that the forward asked of a tensor stands in the graph.
         touched: dotted paths of modules below the children that were looked at.
         kinds: of which descendants it was asked whether they are of some classes, with the answers.
         lacking: what descendants were asked for and do not have.
@@ -58,6 +60,8 @@ class Trace:
     inputs: Mapping[str, fx.Node]
     tensors: Mapping[str, Tensor]
     read: Mapping[int, str]
+    types_read: frozenset[str]
+    fixed_type: bool
     touched: frozenset[str]
     kinds: tuple[Kinds, ...]
     lacking: tuple[Lacking, ...]
@@ -150,8 +154,11 @@ def _together(outcomes: list[Trace], branches: str) -> Trace:
     first = outcomes[0]
     if len(outcomes) == 1:
         return first
+    looked_at = frozenset(name for other in outcomes for name in {*other.read.values()} - other.types_read)
     return replace(
         first,
+        types_read=frozenset().union(*(other.types_read for other in outcomes)) - looked_at,
+        fixed_type=any(other.fixed_type for other in outcomes),
         read={key: name for other in reversed(outcomes) for key, name in other.read.items()},
         touched=frozenset().union(*(other.touched for other in outcomes)),
         kinds=tuple(kind for other in outcomes for kind in other.kinds),
@@ -219,6 +226,8 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
         inputs=inputs,
         tensors=tracer.tensors,
         read=dict(tracer.read),
+        types_read=tracer.types_read(),
+        fixed_type=tracer.watch.asked_type and _holds_type(tracer.graph),
         touched=frozenset(tracer.touched),
         kinds=tuple(tracer.kinds),
         lacking=tuple(tracer.lacking),
@@ -229,6 +238,20 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
         cache=snapshot.cached,
         recast=tracer.recast,
     )
+
+
+def _holds_type(graph: fx.Graph) -> bool:
+    """Whether an argument of an operation is a data type or a device."""
+    found = False
+
+    def look(argument: Any) -> Any:
+        nonlocal found
+        found |= isinstance(argument, torch.dtype | torch.device)
+        return argument
+
+    for node in graph.nodes:
+        fx.node.map_aggregate((node.args, node.kwargs), look)
+    return found
 
 
 def _same(a: Trace, b: Trace) -> bool:

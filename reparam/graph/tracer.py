@@ -71,6 +71,7 @@ class Tracer(fx.Tracer):
         self.numbers = False  # what is made of traced sizes
         self.recast = ""
         self.written: set[str] = set()
+        self.listed: set[int] = set()
         self.made: list[weakref.ref[Traced]] = []
         self.returning = False
 
@@ -171,6 +172,7 @@ class Tracer(fx.Tracer):
 
     def tensor(self, value: Tensor) -> fx.Node:
         """A node that reads a parameter, a buffer, or a tensor computed while tracing."""
+        self.watch.looked_at.add(id(value))
         name = self.read.get(id(value))
         if name is None:
             name = f"_constant{sum(key.startswith('_constant') for key in self.tensors)}"
@@ -181,6 +183,16 @@ class Tracer(fx.Tracer):
         if name not in self.reads:
             self.reads[name] = self.create_node("get_attr", name, (), {})
         return self.reads[name]
+
+    def on_listed(self, module: nn.Module, name: str, value: Any) -> None:
+        """Remember a parameter or buffer that the forward came upon while it went through all of a module."""
+        if id(value) not in self.read:
+            self.listed.add(id(value))
+        self.on_read(module, name, value)
+
+    def types_read(self) -> frozenset[str]:
+        """Names of those of which nothing but the type or device was asked."""
+        return frozenset(self.read[key] for key in self.listed - self.watch.looked_at if key in self.read)
 
     def on_read(self, module: nn.Module, name: str, value: Any) -> None:
         """Remember which parameters and buffers are read, and what they hold; and which grandchildren are looked at."""

@@ -22,7 +22,8 @@ class Used:
                 if frame in edited or not called(frame):
                     continue
                 names = {str(n.target) for n in frame.trace.graph.nodes if n.op in ("call_module", "get_attr")}
-                paths |= {join(frame.path, name) for name in names | set(frame.trace.read.values())}
+                read = set(frame.trace.read.values()) - frame.trace.types_read
+                paths |= {join(frame.path, name) for name in names | read}
                 paths |= {join(frame.path, name) for name in frame.trace.touched}
         self._above = {above for path in paths for above in (*_prefixes(path), path)}
 

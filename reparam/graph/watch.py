@@ -10,14 +10,20 @@ from typing import Any, Final, final
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
+
+def _getters(*names: str) -> list[Any]:
+    return [vars(Tensor)[name].__get__ if name in vars(Tensor) else getattr(Tensor, name).__get__ for name in names]
+
+
+# what is asked of a tensor that holds for all parameters of a model of one type on one device
+TYPE: Final = frozenset(
+    [*_getters("dtype", "device", "is_cuda", "is_meta", "layout"), Tensor.is_floating_point, Tensor.is_complex]
+)
 # what is asked of a tensor without looking at its numbers
-OUTSIDE: Final = frozenset(
+OUTSIDE: Final = TYPE | frozenset(
     [
-        *(
-            vars(Tensor)[name].__get__ if name in vars(Tensor) else getattr(Tensor, name).__get__
-            for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "is_meta", "layout")
-        ),
-        *(getattr(Tensor, name) for name in ("size", "dim", "numel", "is_floating_point", "is_complex", "ndimension")),
+        *_getters("shape", "ndim", "requires_grad"),
+        *(getattr(Tensor, name) for name in ("size", "dim", "numel", "ndimension")),
     ]
 )
 
@@ -25,6 +31,9 @@ OUTSIDE: Final = frozenset(
 @final
 class Watch(TorchFunctionMode):
     """While it lasts, notes whether torch is asked to compute with tensors alone, without a traced value.
+
+    ``asked_type`` says whether the type or device of a tensor was asked for, and ``looked_at`` are the tensors of which
+    something else was, by identity.
 
     Args:
         first: called before the first such computation.
@@ -34,11 +43,17 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.first = first
         self.computed = False
+        self.asked_type = False
+        self.looked_at: set[int] = set()
 
     def __torch_function__(
         self, func: Any, types: tuple[type, ...], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run the function, after ``first`` if need be."""
+        if func in TYPE:
+            self.asked_type = True
+        else:
+            self.looked_at.update(id(argument) for argument in args if isinstance(argument, Tensor))
         if not self.computed and func not in OUTSIDE and not any(issubclass(kind, fx.Proxy) for kind in types):
             self.computed = True
             self.first()
