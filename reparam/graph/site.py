@@ -10,6 +10,7 @@ from reparam.graph.edit import STOCK
 from reparam.graph.entries import EntryPoints, variants
 from reparam.graph.entry_methods import uncalled
 from reparam.graph.generated import SOURCE
+from reparam.graph.held import held_modules
 from reparam.graph.leaves import EXCLUDED, OUTSIDE, hooks
 from reparam.graph.net import Frame, Net, Reading, Value
 from reparam.graph.options import Options
@@ -47,6 +48,7 @@ class Limits:
         self.entries = EntryPoints()
         self._editable: dict[Frame, str] = {}
         self._exposed = _exposed(reading)
+        self._held = held_modules(model)
         self._kinds: dict[str, list[tuple[Any, bool, str]]] = {}
         self._lacking: dict[str, dict[str, str]] = {}
         for frame in (frame for net in reading.nets for frame in net.frames):
@@ -98,11 +100,15 @@ class Limits:
     def _replaceable(self, value: Value, calls: Counter[int]) -> str:
         if value.module is None or value.shared or value.frame.repeated or calls[id(value.module)] > 1:
             return "the module is called in several places"
+        if id(value.module) in self._held.modules:
+            return f"the attribute {self._held.modules[id(value.module)]} holds the module, too"
         return self.movable(value)
 
     def _container(self, frame: Frame, calls: Counter[int]) -> str:
         if hooks(frame.module) or frame.repeated or calls[id(frame.module)] > 1:
             return "the module has hooks or is called in several places"
+        if id(frame.module) in self._held.modules:
+            return f"the attribute {self._held.modules[id(frame.module)]} holds the module, too"
         if frame.trace.modes:
             return "its forward changes the autocast or gradient mode"
         parameters = list(parameters_of(frame.module).values())
@@ -190,6 +196,8 @@ class Limits:
     def _fixed(self, frame: Frame) -> str:
         if frame.repeated:
             return "its module is called in several places"
+        if id(frame.module) in self._held.bound:
+            return f"the attribute {self._held.bound[id(frame.module)]} holds a method of its module"
         if frame.trace.modes:
             return "its forward changes the autocast or gradient mode"
         if frame.trace.specialised:
