@@ -6,9 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from torch import Tensor, nn
-
 from nets import C, conv, conv_norm, fuse_purely, images, owned, ready, same, stays_right
+from torch import Tensor, nn
 
 
 class Chain(nn.Module):
@@ -97,3 +96,120 @@ def test_a_tap_in_a_list() -> None:
     fused = fuse_purely(model)
     same(model, fused, images())
     same(model.tapped, fused.tapped, images())
+
+
+class Wide(nn.Module):
+    """A sum that is one convolution, and what else its class has."""
+
+    gain = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(3), conv_norm(1)
+
+    @property
+    def width(self) -> int:
+        return 7
+
+    def rescale(self, x: Tensor) -> Tensor:
+        return x * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(x)
+
+
+class Reads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.k = Wide()
+
+
+class ClassAttribute(Reads):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.k(x).relu() * self.k.gain
+
+
+class OrDefault(Reads):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.k(x).relu() * getattr(self.k, "gain", 1)
+
+
+class Property(Reads):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.k(x).relu() * self.factor()
+
+    def factor(self) -> int:
+        return self.k.width
+
+
+class Method(Reads):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.k.rescale(self.k(x).relu())
+
+
+class HasMethod(Reads):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.k(x).relu() * (2 if hasattr(self.k, "rescale") else 1)
+
+
+class HasChild(Reads):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.k(x).relu() * (2 if hasattr(self.k, "a") else 1)
+
+
+class InComprehension(Reads):
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(m(x).relu() * m.gain for m in [self.k])
+
+
+@pytest.mark.parametrize(
+    "kind", [ClassAttribute, OrDefault, Property, Method, HasMethod, HasChild, InComprehension]
+)
+def test_a_parent_reads_more_of_a_child_than_its_result(kind: type[nn.Module]) -> None:
+    assert owned(stays_right(kind()).odd) == {"convs": 1, "linears": 0, "norms": 0}
+
+
+def test_a_parent_reads_a_child_of_a_child() -> None:
+    class Grandchild(Reads):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.k(x).relu() * self.k.a[0].out_channels
+
+    stays_right(Grandchild())
+
+
+class Asked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = nn.Sequential(conv(3), nn.BatchNorm2d(C), nn.ReLU())
+
+
+class AfterClass(Asked):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.q(x)
+        return y.tanh() if isinstance(self.q[1], nn.BatchNorm2d) else y
+
+
+class AfterBias(Asked):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.q(x)
+        return y.tanh() if self.q[0].bias is None else y
+
+
+class Inner(Asked):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.q[1](self.q[0](x)).relu()
+
+
+class FromAbove(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Inner()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        return y.tanh() if isinstance(self.inner.q[1], nn.BatchNorm2d) else y
+
+
+@pytest.mark.parametrize("kind", [AfterClass, AfterBias, FromAbove])
+def test_a_forward_asks_about_a_child_of_a_child(kind: type[nn.Module]) -> None:
+    stays_right(kind())

@@ -39,6 +39,14 @@ def uncalled(kind: type) -> Mapping[str, frozenset[str]]:
     return _UNCALLED[kind]
 
 
+def codes_of(kind: type) -> Iterator[CodeType]:
+    """The code of the forward of a class, of the methods that it calls, and of those that ``uncalled`` names."""
+    for name in (*_reached(kind), *uncalled(kind)):
+        code = getattr(_function(kind, name), "__code__", None)
+        if isinstance(code, CodeType):
+            yield code
+
+
 def outermost(frame: FrameType | None, codes: Mapping[CodeType, str]) -> str:
     """The outermost of some functions that a frame was called from; empty if none."""
     found = ""

@@ -1,11 +1,12 @@
 """What of a model may be changed, and where."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, final
+from collections.abc import Iterable, Mapping
+from typing import final
 
 from torch import fx, nn
 
+from reparam.graph.asked import TAKEN, Asked
 from reparam.graph.edit import STOCK
 from reparam.graph.entries import EntryPoints, variants
 from reparam.graph.entry_methods import uncalled
@@ -19,23 +20,6 @@ from reparam.graph.signatures import parameters_of
 from reparam.graph.source import fixed_signature
 from reparam.graph.spelling import unspoken
 from reparam.graph.swap import carried
-from reparam.graph.used import join
-
-TAKEN: Final = frozenset(
-    (
-        "bias",
-        "dilation",
-        "groups",
-        "in_channels",
-        "in_features",
-        "kernel_size",
-        "out_channels",
-        "out_features",
-        "padding",
-        "stride",
-        "weight",
-    )
-)
 
 
 @final
@@ -49,14 +33,7 @@ class Limits:
         self._editable: dict[Frame, str] = {}
         self._exposed = _exposed(reading)
         self._held = held_modules(model)
-        self._kinds: dict[str, list[tuple[Any, bool, str]]] = {}
-        self._lacking: dict[str, dict[str, str]] = {}
-        for frame in (frame for net in reading.nets for frame in net.frames):
-            where = frame.path or "the model"
-            for below, kinds, answer in frame.trace.kinds:
-                self._kinds.setdefault(join(frame.path, below), []).append((kinds, answer, where))
-            for below, name in frame.trace.lacking:
-                self._lacking.setdefault(join(frame.path, below), {}).setdefault(name, where)
+        self._asked = Asked(model, reading)
         self._read_by_unread = {
             f"{path}.{name.rpartition('.')[0]}" if path else name.rpartition(".")[0]: path or "the model"
             for path, unread in reading.unread.items()
@@ -73,7 +50,7 @@ class Limits:
             self._is_exposed,
             lambda value: self._replaceable(value, calls),
             lambda frame: self._container(frame, calls),
-            self._mistaken,
+            self._asked.mistaken,
         )
 
     def movable(self, value: Value) -> str:
@@ -118,21 +95,7 @@ class Limits:
             return "its parameters are read elsewhere"
         if not isinstance(frame.module, STOCK) and TAKEN & carried(frame.module).keys():
             return "the module has attributes of the same names as a convolution"
-        return ""
-
-    def _mistaken(self, path: str, kind: Callable[[], type[nn.Module]]) -> str:
-        """A forward that asks for the class of a module, or for what it lacks, and would get another answer."""
-        kinds, lacking = self._kinds.get(path, ()), self._lacking.get(path, {})
-        if not kinds and not lacking:
-            return ""
-        new = kind()
-        for classes, answer, where in kinds:
-            if issubclass(new, classes) != answer:
-                return f"the forward of {where} asks for its class"
-        for name, where in lacking.items():
-            if name in TAKEN and not issubclass(new, nn.Identity):
-                return f"the forward of {where} asks for its {name}"
-        return ""
+        return self._asked.of_class(frame)
 
     def _passable(self, value: Value, frame: Frame) -> str:
         node = value.node if frame is value.frame else frame.local(value)
