@@ -1,12 +1,13 @@
 """Children that are replaced are reached in other ways, too, and classes are asked for more than a forward."""
 
 import functools
+from abc import ABCMeta
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from nets import C, conv, conv_norm, fuse_purely, images, owned, ready, same, stays_right
+from nets import C, call, conv, conv_norm, fuse_purely, images, owned, ready, same, stays_right
 from torch import Tensor, nn
 
 
@@ -213,3 +214,69 @@ class FromAbove(nn.Module):
 @pytest.mark.parametrize("kind", [AfterClass, AfterBias, FromAbove])
 def test_a_forward_asks_about_a_child_of_a_child(kind: type[nn.Module]) -> None:
     stays_right(kind())
+
+
+class Sum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(3), conv_norm(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.a(x) + self.b(x)).relu()
+
+
+def test_a_registry_of_subclasses_does_not_hear_of_generated_ones() -> None:
+    table: dict[str, type] = {}
+
+    class Registered(nn.Module):
+        def __init_subclass__(cls, *, key: str, **keywords: Any) -> None:
+            super().__init_subclass__(**keywords)
+            if key in table:
+                raise ValueError(f"{key} is registered")
+            table[key] = cls
+
+    class Model(Registered, Sum, key="model"):
+        pass
+
+    fused = stays_right(Model())
+    assert table == {"model": Model}
+    assert owned(fused.odd)["convs"] == 1
+
+    class Later(type(fused.odd), key="later"):
+        pass
+
+    assert table == {"model": Model, "later": Later}
+
+
+@pytest.mark.parametrize("plain", [type, ABCMeta])
+def test_a_metaclass_does_not_hear_of_generated_classes(plain: type) -> None:
+    seen: list[str] = []
+
+    class Once(plain):
+        def __new__(cls, name: str, *arguments: Any) -> Any:
+            if name in seen:
+                raise TypeError(f"{name} exists")
+            seen.append(name)
+            return super().__new__(cls, name, *arguments)
+
+    class Model(Sum, metaclass=Once):
+        pass
+
+    fused = stays_right(Model())
+    assert seen == ["Model"]
+    assert owned(fused.odd)["convs"] == 1
+    assert not isinstance(Model(), type(fused.odd))
+
+
+def test_a_class_that_refuses_attributes() -> None:
+    class Frozen(Sum):
+        def __init__(self) -> None:
+            super().__init__()
+            self.__dict__["frozen"] = True
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if "frozen" in self.__dict__ and name != "training":
+                raise AttributeError(name)
+            super().__setattr__(name, value)
+
+    assert owned(stays_right(Frozen()).odd)["convs"] == 1
