@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from nets import C, call, conv, conv_norm, fuse_purely, images, owned, ready, same, stays_right
 from torch import Tensor, nn
 
@@ -280,3 +281,39 @@ def test_a_class_that_refuses_attributes() -> None:
             super().__setattr__(name, value)
 
     assert owned(stays_right(Frozen()).odd)["convs"] == 1
+
+
+def test_a_required_argument_that_may_be_none() -> None:
+    class Masked(Sum):
+        def forward(self, x: Tensor, m: Tensor | None) -> Tensor:
+            return self.a(x) + self.b(x) + (0 if m is None else m)
+
+    stays_right(Masked(), call(images(), None), call(images(), images(seed=1)))
+
+
+@pytest.mark.parametrize("unused", [False, True])
+def test_a_required_argument_that_is_never_none_does_not_stop_fusing(unused: bool) -> None:
+    class Added(Sum):
+        def forward(self, x: Tensor, m: Tensor) -> Tensor:
+            y = self.a(x) + self.b(x)
+            return y.relu() if unused else torch.cat([y + m, m.relu()], 1)
+
+    assert owned(stays_right(Added(), call(images(), images(seed=1))).odd)["convs"] == 1
+
+
+def test_a_method_that_takes_its_input_by_keyword() -> None:
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.n, self.d = conv(3), nn.BatchNorm2d(C), conv(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.n(self.c(x)).relu()
+
+        def other(self, *, x: Tensor) -> Tensor:
+            return self.n(self.d(x))
+
+    model = ready(Other())
+    fused = fuse_purely(model)
+    same(model, fused, images())
+    same(model.other, fused.other, x=images())

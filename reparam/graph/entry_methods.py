@@ -93,9 +93,11 @@ def _uncalled(kind: type) -> Iterator[tuple[str, frozenset[str]]]:
                 continue
             if AFTER_FUSING.search(name):
                 continue
-            required = function.__code__.co_argcount - 1 - len(function.__defaults__ or ())
+            code = function.__code__
+            required = code.co_argcount - 1 - len(function.__defaults__ or ())
+            required += code.co_kwonlyargcount - len(function.__kwdefaults__ or ())
             if required > 0:
-                yield name, _called_of_self(function.__code__)
+                yield name, _called_of_self(code)
 
 
 @lru_cache(maxsize=MOST)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from inspect import Parameter
 from typing import final
 
 from torch import fx, nn
@@ -182,9 +183,10 @@ class Limits:
         return self._depends_on_options(frame)
 
     def _depends_on_options(self, frame: Frame) -> str:
-        """Whether the forward does something else for other values of its optional arguments."""
+        """Whether the forward does something else for other values of its arguments."""
         for name, _ in variants(frame):
-            return f"its forward depends on the optional argument {name}"
+            required = parameters_of(frame.module)[name].default is Parameter.empty
+            return f"its forward depends on the {'' if required else 'optional '}argument {name}"
         return ""
 
 
