@@ -194,7 +194,7 @@ class Draft:
             if not operation.norm or value.module is None or value.users or value.returned or not pure(value):
                 continue
             where = Place(value, Mode.SWAP, {}, ())
-            kept = self.site.replaceable(value) or self.site.mistaken(value.path, lambda: nn.Identity)
+            kept = self.site.replaceable(value) or self.site.mistaken(value.path, lambda: nn.Identity, None)
             if not kept and not self.site.exposed([value], [], where):
                 self.plan.dropped.append(value)
 

@@ -209,7 +209,8 @@ class Edit:
             replace_module(homes, module, self._rest(source))
         else:
             base = base_class(module)
-            module.__class__ = generated_class(base, source)  # type: ignore[arg-type]  # a class is hashable
+            kind = generated_class(base, source)  # type: ignore[arg-type]  # a class is hashable
+            object.__setattr__(module, "__class__", kind)  # whatever the class says of attributes that are set
 
     def _keep_own_weights(self, used: Used) -> None:
         """Let a convolution whose forward does more, such as to pad, hold its new weights itself."""

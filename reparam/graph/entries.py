@@ -9,9 +9,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import TypeGuard, final
 
-from torch import fx
+from torch import fx, nn
 
-from reparam.graph.arguments import HOLE, default_arguments, has_hole
+from reparam.graph.arguments import HOLE, ArgumentSpec, default_arguments, has_hole
 from reparam.graph.net import Frame
 from reparam.graph.proxy import PLAIN
 from reparam.graph.signatures import parameters_of
@@ -85,15 +85,22 @@ def _name(node: fx.Node) -> tuple[str, str]:
 
 
 def variants(frame: Frame, method: str = "forward") -> Iterator[tuple[str, Trace | Unread]]:
-    """What a method does for another value of one of its optional arguments, where that is something else."""
+    """What a method does for another value of one of its arguments, where that is something else.
+
+    Each optional argument is tried, and None for each required one but the first.
+    """
     module = frame.module
     parameters = parameters_of(module, method)
     spec = frame.trace.arguments if method == "forward" else default_arguments(module, method)
     if isinstance(spec, Unread):
         return
     usual = frame.trace if method == "forward" else trace(module, spec, method=method)
+    first = next(iter(parameters), "")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty:
+            without = None if name == first else _if_none(module, spec, name, method)
+            if without is not None and isinstance(usual, Trace) and not _same_for_none(without, usual, name):
+                yield name, without
             continue
         value = spec.get(name, parameter.default)
         other = not value if isinstance(value, bool) else (HOLE if not has_hole(value) else parameter.default)
@@ -102,6 +109,29 @@ def variants(frame: Frame, method: str = "forward") -> Iterator[tuple[str, Trace
             continue  # it asks for this one
         if not (_has_one_outcome(usual) and _has_one_outcome(traced) and same_graph(traced.graph, usual.graph)):
             yield name, traced
+
+
+def _if_none(module: nn.Module, spec: ArgumentSpec, name: str, method: str) -> Trace | None:
+    """What a method does if a required argument is None; None if that was not read: it asks for a value then."""
+    if name not in spec or not has_hole(spec[name]):
+        return None
+    traced = trace(module, {**spec, name: None}, method=method)
+    return None if isinstance(traced, Unread) else traced
+
+
+def _same_for_none(traced: Trace, usual: Trace, name: str) -> bool:
+    """Whether a method does with None in place of an argument what it does with the argument."""
+    given = usual.inputs.get(name)
+    copies: dict[fx.Node, fx.Node] = {}
+    graph = fx.Graph()
+    result = graph.graph_copy(usual.graph, copies)
+    graph.output(result)
+    gone = None if given is None else copies[given]
+    for node in graph.nodes:
+        node.args, node.kwargs = fx.map_arg(
+            (node.args, node.kwargs), lambda source: source if source is not gone else None
+        )
+    return len(traced.otherwise) == len(usual.otherwise) and same_graph(traced.graph, graph)
 
 
 def _has_one_outcome(traced: Trace | Unread) -> TypeGuard[Trace]:

@@ -39,6 +39,14 @@ def uncalled(kind: type) -> Mapping[str, frozenset[str]]:
     return _UNCALLED[kind]
 
 
+def codes_of(kind: type) -> Iterator[CodeType]:
+    """The code of the forward of a class, of the methods that it calls, and of those that ``uncalled`` names."""
+    for name in (*_reached(kind), *uncalled(kind)):
+        code = getattr(_function(kind, name), "__code__", None)
+        if isinstance(code, CodeType):
+            yield code
+
+
 def outermost(frame: FrameType | None, codes: Mapping[CodeType, str]) -> str:
     """The outermost of some functions that a frame was called from; empty if none."""
     found = ""
@@ -85,9 +93,11 @@ def _uncalled(kind: type) -> Iterator[tuple[str, frozenset[str]]]:
                 continue
             if AFTER_FUSING.search(name):
                 continue
-            required = function.__code__.co_argcount - 1 - len(function.__defaults__ or ())
+            code = function.__code__
+            required = code.co_argcount - 1 - len(function.__defaults__ or ())
+            required += code.co_kwonlyargcount - len(function.__kwdefaults__ or ())
             if required > 0:
-                yield name, _called_of_self(function.__code__)
+                yield name, _called_of_self(code)
 
 
 @lru_cache(maxsize=MOST)

@@ -8,6 +8,7 @@ on working.
 import hashlib
 import linecache
 import sys
+from abc import ABCMeta
 from functools import cache
 from types import ModuleType
 from typing import Any, cast
@@ -15,6 +16,14 @@ from typing import Any, cast
 from torch import nn
 
 SOURCE = "_reparam_source"
+
+
+class Unannounced:
+    """First base of a generated class, which is no class of the user's: registries of subclasses do not hear of it."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        if SOURCE not in vars(cls):
+            super().__init_subclass__(**keywords)
 
 
 @cache
@@ -37,14 +46,17 @@ def generated_class(base: type[nn.Module], source: str) -> type[nn.Module]:
         "__qualname__": base.__qualname__,
         SOURCE: source,
     }
-    return type(base.__name__, (base,), members)
+    plain = (
+        ABCMeta if issubclass(type(base), ABCMeta) else type
+    )  # what other metaclasses do, they have done for the base
+    return plain.__new__(type(base), base.__name__, (Unannounced, base), members)
 
 
 def base_class(module: nn.Module) -> type[nn.Module]:
     """The class that the user wrote, also of a module whose forward was generated."""
     kind = type(module)
     while SOURCE in kind.__dict__:
-        kind = kind.__bases__[0]
+        kind = kind.__bases__[-1]
     return kind
 
 

@@ -19,6 +19,7 @@ from typing import final
 from torch import nn
 
 from reparam.algebra import Affine, Refusal
+from reparam.graph.asked import noticed
 from reparam.graph.build import kind_of
 from reparam.graph.idle import idle_in_callers
 from reparam.graph.net import Frame, Value
@@ -77,8 +78,8 @@ class Site:
         exposed: why values cannot vanish, because another forward than one that is generated reads their parameters.
         replaceable: why the child that a value calls cannot be replaced; empty if it can.
         container: why the module of a frame cannot be replaced; empty if it can.
-        mistaken: why a module cannot be replaced by one of another class, which a forward would notice; empty if it
-            can.
+        mistaken: why a module cannot be replaced by one of another class, which a forward would notice, other than
+            that of a frame that is generated; empty if it can.
     """
 
     passable: Callable[[Value, Frame], str]
@@ -86,7 +87,7 @@ class Site:
     exposed: Callable[[Iterable[Value], Iterable[Value], Place], str]
     replaceable: Callable[[Value], str]
     container: Callable[[Frame], str]
-    mistaken: Callable[[str, Callable[[], type[nn.Module]]], str]
+    mistaken: Callable[[str, Callable[[], type[nn.Module]], Frame | None], str]
 
 
 def place(
@@ -166,7 +167,7 @@ def _swap(
     (operand,) = operations[at].terms
     for value in path:
         kind = (lambda: kind_of(formula)) if value is at else (lambda: nn.Identity)
-        if value.module is not None and site.mistaken(value.path, kind):
+        if value.module is not None and site.mistaken(value.path, kind, None):
             return None
     return Place(at, Mode.SWAP, {root: operand}, tuple(v for v in path if v is not at))
 
@@ -186,7 +187,7 @@ def _edit(
     for home in at.frame.upwards():
         if home.local(at) is None:
             break
-        found = _edit_in(home, at, path, formula, operations, inlined, site, dead)
+        found = _edit_in(home, at, path, members, formula, operations, inlined, site, dead)
         if isinstance(found, Place):
             idle = idle_in_callers(home, members, found.passed, site.passable)
             if not idle:
@@ -201,6 +202,7 @@ def _edit_in(
     home: Frame,
     at: Value,
     path: list[Value],
+    members: list[Value],
     formula: Affine,
     operations: Mapping[Value, Operation],
     inlined: Container[Value],
@@ -225,7 +227,7 @@ def _edit_in(
     for value in passed:
         reason = site.passable(value, value.frame) if value.module is None or site.replaceable(value) else ""
         if not reason and value.module is not None and value.frame is not home:
-            reason = site.mistaken(value.path, lambda: nn.Identity)
+            reason = site.mistaken(value.path, lambda: nn.Identity, None)
         if reason:
             return reason
     if home is at.frame:
@@ -234,9 +236,9 @@ def _edit_in(
             operations[v].rank_if_gone for v in absorbed(operations, inlined, path[0])
         )
         whole = container is not None and not ranks and not site.container(container)
-        if container is not None and whole and not site.mistaken(container.path, lambda: kind_of(formula)):
+        if container is not None and whole and not site.mistaken(container.path, lambda: kind_of(formula), None):
             return Place(at, Mode.CONTAINER, stands_for, (*behind, *in_front), container)
-    reason = site.passable(at, home)
+    reason = site.passable(at, home) or noticed(home, formula, members, operations, site.mistaken)
     if reason:
         return reason
     return Place(at, Mode.EDIT, stands_for, tuple(passed), caller=None if home is at.frame else home)

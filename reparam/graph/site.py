@@ -2,14 +2,17 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, final
+from inspect import Parameter
+from typing import final
 
 from torch import fx, nn
 
+from reparam.graph.asked import TAKEN, Asked
 from reparam.graph.edit import STOCK
 from reparam.graph.entries import EntryPoints, variants
 from reparam.graph.entry_methods import uncalled
 from reparam.graph.generated import SOURCE
+from reparam.graph.held import held_modules
 from reparam.graph.leaves import EXCLUDED, OUTSIDE, hooks
 from reparam.graph.net import Frame, Net, Reading, Value
 from reparam.graph.options import Options
@@ -19,23 +22,6 @@ from reparam.graph.source import fixed_signature
 from reparam.graph.spelling import unspoken
 from reparam.graph.swap import carried
 from reparam.graph.trace import Trace
-from reparam.graph.used import join
-
-TAKEN: Final = frozenset(
-    (
-        "bias",
-        "dilation",
-        "groups",
-        "in_channels",
-        "in_features",
-        "kernel_size",
-        "out_channels",
-        "out_features",
-        "padding",
-        "stride",
-        "weight",
-    )
-)
 
 
 @final
@@ -51,14 +37,8 @@ class Limits:
         uniform = len(kinds) == 1  # then all parameters of a module answer alike
         self._exposed = _exposed(reading, lambda t: {*t.read.values()} - (t.types_read if uniform else set()))
         self._asked_for_type = _exposed(reading, lambda t: t.types_read if uniform else ())
-        self._kinds: dict[str, list[tuple[Any, bool, str]]] = {}
-        self._lacking: dict[str, dict[str, str]] = {}
-        for frame in (frame for net in reading.nets for frame in net.frames):
-            where = frame.path or "the model"
-            for below, kinds, answer in frame.trace.kinds:
-                self._kinds.setdefault(join(frame.path, below), []).append((kinds, answer, where))
-            for below, name in frame.trace.lacking:
-                self._lacking.setdefault(join(frame.path, below), {}).setdefault(name, where)
+        self._held = held_modules(model)
+        self._asked = Asked(model, reading)
         self._read_by_unread = {
             f"{path}.{name.rpartition('.')[0]}" if path else name.rpartition(".")[0]: path or "the model"
             for path, unread in reading.unread.items()
@@ -75,7 +55,7 @@ class Limits:
             self._is_exposed,
             lambda value: self._replaceable(value, calls),
             lambda frame: self._container(frame, calls),
-            self._mistaken,
+            self._asked.mistaken,
         )
 
     def movable(self, value: Value) -> str:
@@ -102,11 +82,15 @@ class Limits:
     def _replaceable(self, value: Value, calls: Counter[int]) -> str:
         if value.module is None or value.shared or value.frame.repeated or calls[id(value.module)] > 1:
             return "the module is called in several places"
+        if id(value.module) in self._held.modules:
+            return f"the attribute {self._held.modules[id(value.module)]} holds the module, too"
         return self.movable(value)
 
     def _container(self, frame: Frame, calls: Counter[int]) -> str:
         if hooks(frame.module) or frame.repeated or calls[id(frame.module)] > 1:
             return "the module has hooks or is called in several places"
+        if id(frame.module) in self._held.modules:
+            return f"the attribute {self._held.modules[id(frame.module)]} holds the module, too"
         if frame.trace.modes:
             return "its forward changes the autocast or gradient mode"
         parameters = list(parameters_of(frame.module).values())
@@ -116,21 +100,7 @@ class Limits:
             return "its parameters are read elsewhere"
         if not isinstance(frame.module, STOCK) and TAKEN & carried(frame.module).keys():
             return "the module has attributes of the same names as a convolution"
-        return ""
-
-    def _mistaken(self, path: str, kind: Callable[[], type[nn.Module]]) -> str:
-        """A forward that asks for the class of a module, or for what it lacks, and would get another answer."""
-        kinds, lacking = self._kinds.get(path, ()), self._lacking.get(path, {})
-        if not kinds and not lacking:
-            return ""
-        new = kind()
-        for classes, answer, where in kinds:
-            if issubclass(new, classes) != answer:
-                return f"the forward of {where} asks for its class"
-        for name, where in lacking.items():
-            if name in TAKEN and not issubclass(new, nn.Identity):
-                return f"the forward of {where} asks for its {name}"
-        return ""
+        return self._asked.of_class(frame)
 
     def _passable(self, value: Value, frame: Frame) -> str:
         node = value.node if frame is value.frame else frame.local(value)
@@ -198,6 +168,8 @@ class Limits:
     def _fixed(self, frame: Frame) -> str:
         if frame.repeated:
             return "its module is called in several places"
+        if id(frame.module) in self._held.bound:
+            return f"the attribute {self._held.bound[id(frame.module)]} holds a method of its module"
         if frame.trace.modes:
             return "its forward changes the autocast or gradient mode"
         if frame.trace.specialised:
@@ -221,9 +193,10 @@ class Limits:
         return self._depends_on_options(frame)
 
     def _depends_on_options(self, frame: Frame) -> str:
-        """Whether the forward does something else for other values of its optional arguments."""
+        """Whether the forward does something else for other values of its arguments."""
         for name, _ in variants(frame):
-            return f"its forward depends on the optional argument {name}"
+            required = parameters_of(frame.module)[name].default is Parameter.empty
+            return f"its forward depends on the {'' if required else 'optional '}argument {name}"
         return ""
 
 

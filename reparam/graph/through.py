@@ -93,7 +93,7 @@ class Through:
         site = self.draft.site
         reason = site.passable(norm, norm.frame) if norm.module is None or site.replaceable(norm) else ""
         if not reason and norm.module is not None:
-            reason = site.mistaken(norm.path, lambda: nn.Identity)
+            reason = site.mistaken(norm.path, lambda: nn.Identity, None)
         reason = reason or self.draft.site.crossing([norm, *after, *(p for _, w in found for p in w.passages)])
         if reason:
             return Refusal("place", reason)
