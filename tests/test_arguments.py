@@ -185,3 +185,19 @@ def test_a_scale_that_a_child_multiplies_by(kind: str) -> None:
     model = ready(Scaled())
     fused = becomes(model, *INPUTS, norm=0)
     assert owned(fused)["convs"] == 1
+
+
+def test_one_sum_for_several_pairs_of_branches() -> None:
+    """A child that is called twice holds nothing of either."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add = Sum()
+            self.a, self.b, self.c, self.d = conv_norm(3), conv_norm(1), conv_norm(3), conv_norm(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.add(self.a(x), self.b(x)))
+            return self.add(self.c(x), self.d(x))
+
+    becomes(ready(Twice()), *INPUTS, conv=2, norm=0, add=0, convs=2, norms=0)
