@@ -59,10 +59,13 @@ class Asked:
         """
         kinds = [entry for entry in self._kinds.get(path, ()) if entry[-1] is not generated]
         lacking = [entry for entry in self._lacking.get(path, ()) if entry[-1] is not generated]
-        looked = "" if generated is None else self._looked_at(path, kind, generated)
-        if looked or not (kinds or lacking):
-            return looked
+        if generated is None and not (kinds or lacking):
+            return ""
         new = kind()
+        if generated is not None and not issubclass(new, nn.Identity):  # what only goes is kept for who looks at it
+            looked = self._looked_at(path, generated)
+            if looked:
+                return looked
         for classes, answer, frame in kinds:
             if issubclass(new, classes) != answer:
                 return f"the forward of {frame.path or 'the model'} asks for its class"
@@ -71,13 +74,12 @@ class Asked:
                 return f"the forward of {frame.path or 'the model'} asks for its {name}"
         return ""
 
-    def _looked_at(self, path: str, kind: Callable[[], type[nn.Module]], home: Frame) -> str:
-        """A caller of a frame that looks at a module which goes with the frame's new forward, or at one around it."""
-        at = path
-        while len(at) > len(home.path) and at:
+    def _looked_at(self, path: str, home: Frame) -> str:
+        """A caller of a frame that looks at a module whose name is given to another one in the frame's new forward."""
+        at = path.rpartition(".")[0]
+        while len(at) > len(home.path):
             for frame in self._touched.get(at, ()):
-                stays = at == path and not issubclass(kind(), nn.Identity)
-                if not stays and home not in frame.upwards():
+                if home not in frame.upwards():
                     return f"the forward of {frame.path or 'the model'} looks at {at}"
             at = at.rpartition(".")[0]
         return ""

@@ -227,7 +227,7 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
         tensors=tracer.tensors,
         read=dict(tracer.read),
         types_read=tracer.types_read(),
-        fixed_type=tracer.watch.asked_type and _holds_type(tracer.graph),
+        fixed_type=not tracer.watch.asked_type.isdisjoint(tracer.read) and _holds_type(tracer.graph),
         touched=frozenset(tracer.touched),
         kinds=tuple(tracer.kinds),
         lacking=tuple(tracer.lacking),

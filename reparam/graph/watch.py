@@ -32,8 +32,8 @@ OUTSIDE: Final = TYPE | frozenset(
 class Watch(TorchFunctionMode):
     """While it lasts, notes whether torch is asked to compute with tensors alone, without a traced value.
 
-    ``asked_type`` says whether the type or device of a tensor was asked for, and ``looked_at`` are the tensors of which
-    something else was, by identity.
+    ``asked_type`` are the tensors whose type or device was asked for, ``looked_at`` those of which something else was,
+    by identity.
 
     Args:
         first: called before the first such computation.
@@ -43,17 +43,15 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.first = first
         self.computed = False
-        self.asked_type = False
+        self.asked_type: set[int] = set()
         self.looked_at: set[int] = set()
 
     def __torch_function__(
         self, func: Any, types: tuple[type, ...], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run the function, after ``first`` if need be."""
-        if func in TYPE:
-            self.asked_type = True
-        else:
-            self.looked_at.update(id(argument) for argument in args if isinstance(argument, Tensor))
+        noted = self.asked_type if func in TYPE else self.looked_at
+        noted.update(id(argument) for argument in args if isinstance(argument, Tensor))
         if not self.computed and func not in OUTSIDE and not any(issubclass(kind, fx.Proxy) for kind in types):
             self.computed = True
             self.first()
