@@ -189,6 +189,32 @@ def test_every_spelling_of_a_sum_becomes_one_convolution(net: type[nn.Module]) -
 # --- scales, norms, residuals, things in between --------------------------------------------------
 
 
+@pytest.mark.parametrize("axes", [(-1, -1), (1, 1), (2, [-3]), (-5, 0), (4, -1)])
+def test_stacks_are_summed_over_the_axis_that_was_stacked(axes: tuple[Any, Any]) -> None:
+    class Stacked(Listed):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([f(x) for f in self.branches], dim=axes[0]).sum(dim=axes[1])
+
+    becomes(ready(Stacked()), *map(images, SIZES), **ONE, convs=1, norms=0)
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_a_mean_of_a_stack_has_the_channels_of_its_values(axis: int) -> None:
+    class Mean(Listed):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([f(x) for f in self.branches], axis).mean(axis) * 2
+
+    becomes(ready(Mean()), *map(images, SIZES), **ONE, calls=1)
+
+
+def test_another_axis_of_a_stack_is_no_sum_of_its_values() -> None:
+    class Other(Listed):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([f(x) for f in self.branches], -1).sum(-2) * 2
+
+    becomes(ready(Other()), *map(images, SIZES), conv=2)
+
+
 class LayerScale(nn.Module):
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()

@@ -29,6 +29,7 @@ from reparam.graph.rank_rules import UNKNOWN, Rank, permutation
 from reparam.graph.ranks import infer_ranks
 from reparam.graph.shapes import Shape
 from reparam.graph.space import Space
+from reparam.graph.stacks import summands
 
 
 def infer(
@@ -182,6 +183,9 @@ def _inherited(
         return known if first is not None and name_of(first) in NORMS else None  # one of three results
     if name == "einsum":
         return einsum_scale(value)
+    stacked = {spaces.get(item) for item in summands(value, ranks)}
+    if len(stacked) == 1:
+        return stacked.pop()
     order = permutation(value, ranks.get(value, UNKNOWN).exact)
     if order is not None:
         if known is None or len(order) <= known.axes:
@@ -260,6 +264,8 @@ def _backward(
     first, space = tensor_input(value), spaces[value]
     for other, found in rest(value, space, spaces.get):
         spaces.setdefault(other, found)
+    for item in summands(value, ranks):
+        spaces.setdefault(item, space)
     rank = ranks.get(value, UNKNOWN).exact
     order = permutation(value, rank)
     if first is not None and order is not None and len(order) > space.axes:

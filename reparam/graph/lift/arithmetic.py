@@ -17,6 +17,7 @@ from reparam.graph.matrices import subscripts
 from reparam.graph.net import Value
 from reparam.graph.operation import Numbers, Operation
 from reparam.graph.spaces import einsum_scale
+from reparam.graph.stacks import summands
 
 
 def _combine(label: str, operands: Sequence[tuple[Any, float]], known: Known) -> Lifted:
@@ -57,7 +58,7 @@ def arithmetic_sum(value: Value, known: Known) -> Lifted:
     if name == "neg":
         return _combine("negation", [(value.args[0], -1.0)], known)
     if name in ("sum", "mean") and value.args and isinstance(value.args[0], Value):
-        return _sum_of_stack(value, known, mean=name == "mean")
+        return _sum_of_stack(value, known)
     if name not in SUMS:
         return None
     first, second = argument(value, 0, "input"), argument(value, 1, "other")
@@ -71,21 +72,14 @@ def arithmetic_sum(value: Value, known: Known) -> Lifted:
     return _combine("add" if name == "add" else "sub", operands, known)
 
 
-def _sum_of_stack(value: Value, known: Known, *, mean: bool) -> Lifted:
+def _sum_of_stack(value: Value, known: Known) -> Lifted:
     """``torch.stack([a, b, ...]).sum(0)`` and ``mean(0)``."""
-    stacked = value.args[0]
-    dim = argument(value, 1, "dim")
-    dim = dim[0] if isinstance(dim, list | tuple) and len(dim) == 1 else dim
-    if name_of(stacked) != "stack" or value.kwargs.get("keepdim") or value.kwargs.get("dtype") is not None:
+    items = summands(value, known.ranks)
+    if not items or len({known.space(item) for item in items}) != 1:
         return None
-    items = argument(stacked, 0, "tensors")
-    at = argument(stacked, 1, "dim", 0)
-    if dim != at or at < 0 or not isinstance(items, list | tuple) or not all(isinstance(i, Value) for i in items):
-        return None
-    if len({known.space(i) for i in items}) != 1:
-        return None
-    result = _combine("sum of stack", [(i, 1.0 / len(items) if mean else 1.0) for i in items], known)
-    return replace(result, covers=(stacked,)) if isinstance(result, Operation) else result
+    factor = 1.0 / len(items) if name_of(value) == "mean" else 1.0
+    result = _combine("sum of stack", [(item, factor) for item in items], known)
+    return replace(result, covers=(value.args[0],)) if isinstance(result, Operation) else result
 
 
 def scale(value: Value, known: Known) -> Lifted:
