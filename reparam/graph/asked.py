@@ -59,13 +59,12 @@ class Asked:
         """
         kinds = [entry for entry in self._kinds.get(path, ()) if entry[-1] is not generated]
         lacking = [entry for entry in self._lacking.get(path, ()) if entry[-1] is not generated]
-        if generated is None and not (kinds or lacking):
+        looked = "" if generated is None else self._looked_at(path, generated)
+        if not (kinds or lacking or looked):
             return ""
         new = kind()
-        if generated is not None and not issubclass(new, nn.Identity):  # what only goes is kept for who looks at it
-            looked = self._looked_at(path, generated)
-            if looked:
-                return looked
+        if looked and not issubclass(new, nn.Identity):  # what only goes is kept for who looks at it
+            return looked
         for classes, answer, frame in kinds:
             if issubclass(new, classes) != answer:
                 return f"the forward of {frame.path or 'the model'} asks for its class"
