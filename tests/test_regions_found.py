@@ -549,6 +549,58 @@ def test_frozen_norm_as_arithmetic_on_buffers(norm: Callable[[], nn.Module]) -> 
     becomes(ready(Net()), *map(images, SIZES), **ONE, calls=1)
 
 
+ADDED_PRODUCTS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "a constant and a scale": lambda net, a, b: torch.addcmul(net.beta, net.alpha, a + b),
+    "the factor last, and a number": lambda net, a, b: torch.addcmul(net.beta, a + b, net.alpha, value=-0.5),
+    "a value and a scaled one": lambda net, a, b: torch.addcmul(a, net.alpha, b, value=2),
+    "a method": lambda net, a, b: a.addcmul(b, net.alpha),
+    "by name": lambda net, a, b: torch.addcmul(input=a, tensor1=net.alpha, tensor2=b),
+    "a value and itself, scaled": lambda net, a, b: torch.addcmul(a, a, net.alpha) + b,
+    "a quotient": lambda net, a, b: torch.addcdiv(net.beta, a + b, net.alpha, value=3),
+}
+
+
+@pytest.mark.parametrize("added", ADDED_PRODUCTS.values(), ids=ADDED_PRODUCTS.keys())
+def test_a_product_that_is_added(added: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+    class Added(Three):
+        def __init__(self) -> None:
+            super().__init__()
+            self.alpha, self.beta = nn.Parameter(torch.rand(C, 1, 1)), nn.Parameter(torch.rand(1, C, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return added(self, self.a(x), self.b(x))
+
+    becomes(ready(Added()), *map(images, SIZES), **ONE, calls=1)
+
+
+class AffineOfPatches(nn.Module):
+    """A scale and a shift of the features of tokens, between two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.before, self.after = conv(3), nn.Linear(C, C), nn.Linear(C, C)
+        self.alpha, self.beta = nn.Parameter(torch.ones(1, 1, C)), nn.Parameter(torch.zeros(1, 1, C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = F.gelu(self.patches(x)).flatten(2).transpose(1, 2)
+        return self.after(F.gelu(torch.addcmul(self.beta, self.alpha, self.before(tokens))))
+
+
+def test_a_scale_and_shift_of_tokens() -> None:
+    becomes(ready(AffineOfPatches()), *map(images, SIZES), conv=1, linear=2, product=3)
+    assert not [p for p in fuse_purely(ready(AffineOfPatches())).state_dict() if p in ("alpha", "beta")]
+
+
+def test_added_products_that_are_no_scale() -> None:
+    class Gated(Three):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addcmul(self.a(x), self.b(x), x) + torch.addcdiv(x, torch.ones(C, 1, 1), self.b(x))
+
+    becomes(ready(Gated()), *map(images, SIZES), conv=3)
+    (refusal,) = (refusal for refusal in reparam.plan(ready(Gated())).left if refusal.rule == "scale")
+    assert refusal.condition == "both factors depend on the input"
+
+
 class Einsum(nn.Module):
     """Two kernels multiplied in forward."""
 

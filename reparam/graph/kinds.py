@@ -39,12 +39,21 @@ NORM_AXES: Final[Mapping[type, int | None]] = {
 NORMS: Final = frozenset(["batch_norm", "instance_norm", "_native_batch_norm_legit_no_training"])
 SUMS: Final = frozenset(["add", "sub", "rsub"])
 PRODUCTS: Final = frozenset(["mul", "div"])
+ADDED_PRODUCTS: Final = frozenset(["addcmul", "addcdiv"])
 
 
 def running_mean(value: Value) -> Any:
     """The running mean that a function is given: ``torch.nn.functional`` has it first, ``torch`` behind the shift."""
     first = value.node.target in (F.batch_norm, F.instance_norm)
     return argument(value, 1 if first else 3, "running_mean")
+
+
+def operands(value: Value) -> tuple[Any, ...]:
+    """What a sum, a product, or a sum of both combines element by element; empty for other operations."""
+    name = name_of(value)
+    if name in ADDED_PRODUCTS:
+        return tuple(argument(value, place, known) for place, known in enumerate(("input", "tensor1", "tensor2")))
+    return tuple(value.args[:2]) if name in SUMS or name in PRODUCTS else ()
 
 
 def passes_on(value: Value) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 from torch import Tensor, nn
 
 from reparam.graph.calls import argument, name_of, stock, tensor_input
+from reparam.graph.kinds import ADDED_PRODUCTS, PRODUCTS, SUMS, operands
 from reparam.graph.matrices import subscripts
 from reparam.graph.net import Value
 
@@ -158,8 +159,8 @@ def _is_one(value: Value, dim: int) -> bool:
 
 
 def _broadcast(value: Value, ranks: Mapping[Value, Rank]) -> Rank:
-    operands = [of(a, ranks) for a in value.args[:2]]
-    return Rank(max(r.least for r in operands), max(r.most for r in operands)) if len(operands) == 2 else UNKNOWN
+    found = [of(operand, ranks) for operand in operands(value)]
+    return Rank(max(r.least for r in found), max(r.most for r in found)) if len(found) > 1 else UNKNOWN
 
 
 def _einsum(value: Value, known: Rank, ranks: Mapping[Value, Rank]) -> Rank:
@@ -186,7 +187,7 @@ Rule = Callable[[Value, Rank, Mapping[Value, Rank]], Rank]
 RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(("view", "reshape", "permute"), lambda v, known, ranks: _number_of_sizes(v)),
     **dict.fromkeys(("mean", "sum", "amax", "amin"), lambda v, known, ranks: _reduced(v, known)),
-    **dict.fromkeys(("add", "sub", "mul", "div", "rsub"), lambda v, known, ranks: _broadcast(v, ranks)),
+    **dict.fromkeys((*SUMS, *PRODUCTS, *ADDED_PRODUCTS), lambda v, known, ranks: _broadcast(v, ranks)),
     **dict.fromkeys(("cat", "concat", "stack"), _joined),
     "flatten": lambda v, known, ranks: flattened(known, argument(v, 1, "start_dim", 0), argument(v, 2, "end_dim", -1)),
     "squeeze": lambda v, known, ranks: _squeezed(v, known),

@@ -14,10 +14,9 @@ from reparam.graph.kinds import (
     CONVS,
     NORM_AXES,
     NORMS,
-    PRODUCTS,
     SPATIAL_PADS,
-    SUMS,
     TRANSPOSED_CONVS,
+    operands,
     passes_on,
     running_mean,
 )
@@ -75,9 +74,7 @@ def _from_constant(value: Value, spaces: dict[Value, Space]) -> None:
     """
     if isinstance(value.module, nn.LayerNorm) and len(value.module.normalized_shape) == 1:
         spaces[value] = Space(value.module.normalized_shape[0], 0)
-    if name_of(value) not in SUMS and name_of(value) not in PRODUCTS:
-        return
-    for constant in value.args[:2]:
+    for constant in operands(value):
         if isinstance(constant, Tensor) and constant.numel() > 1 and max(constant.shape) == constant.numel():
             place = list(constant.shape).index(constant.numel())
             spaces[value] = Space(constant.numel(), constant.dim() - 1 - place)
@@ -191,10 +188,8 @@ def _inherited(
         if known is None or len(order) <= known.axes:
             return None
         return Space(known.channels, len(order) - 1 - order.index(len(order) - 1 - known.axes))
-    if name not in SUMS and name not in PRODUCTS:
-        return None
-    operands = [a for a in value.args[:2] if not isinstance(a, str)]
-    values = [a for a in operands if isinstance(a, Value)]
+    combined = operands(value)
+    values = [a for a in combined if isinstance(a, Value)]
     found = {spaces.get(v) for v in values}
     if len(found) != 1:
         return None
@@ -202,7 +197,7 @@ def _inherited(
     if space is None:
         return None
     least = max(ranks.get(v, UNKNOWN).least for v in values)
-    return space if all(fits(a, space, least) for a in operands if isinstance(a, Tensor)) else None
+    return space if all(fits(a, space, least) for a in combined if isinstance(a, Tensor)) else None
 
 
 def _is_spatial(value: Value, space: Space) -> bool:
@@ -272,7 +267,7 @@ def _backward(
         spaces.setdefault(first, Space(space.channels, len(order) - 1 - order[len(order) - 1 - space.axes]))
     elif first is not None and (passes_on(value) or _is_spatial(value, space)):
         spaces.setdefault(first, space)
-    elif name_of(value) in SUMS or name_of(value) in PRODUCTS:
+    elif operands(value):
         for operand in value.inputs:
             shape = shapes.get(operand, ())
             if (space.axes == 0 or len(shape) == space.axes + 2) and shape[-1 - space.axes :][:1] == (space.channels,):

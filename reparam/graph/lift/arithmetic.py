@@ -11,7 +11,7 @@ from torch import Tensor
 from reparam.algebra import Conv, Refusal, diagonal
 from reparam.algebra.sources import precise
 from reparam.graph.calls import argument, name_of
-from reparam.graph.kinds import PRODUCTS, SUMS
+from reparam.graph.kinds import ADDED_PRODUCTS, PRODUCTS, SUMS, operands
 from reparam.graph.lift.base import Known, Lifted, constant_vector, full, identity_of, passed
 from reparam.graph.matrices import subscripts
 from reparam.graph.net import Value
@@ -99,6 +99,32 @@ def scale(value: Value, known: Known) -> Lifted:
         return Refusal("scale", "the factor is not one number per channel, or the channels are not known")
     numbers = (lambda: 1 / factor()) if name == "div" else factor
     return Operation("scale", {first: diagonal(space.channels, space.axes)}, {first: numbers}, arithmetic=True)
+
+
+def added_product(value: Value, known: Known) -> Lifted:
+    """``torch.addcmul(z, a, x, value=v)``, which is ``z + v a x``, and ``torch.addcdiv``, for a constant ``a``."""
+    if name_of(value) not in ADDED_PRODUCTS:
+        return None
+    (added, source, constant), number = operands(value), value.kwargs.get("value", 1)
+    divides = name_of(value) == "addcdiv"
+    if isinstance(constant, Value) and not divides:
+        source, constant = constant, source
+    if not isinstance(source, Value) or isinstance(constant, Value) or not isinstance(number, Real):
+        return Refusal("scale", "both factors depend on the input")
+    space, vector = known.space(source), constant_vector(constant, source, known)
+    if vector is None or space is None:
+        return Refusal("scale", "the factor is not one number per channel, or the channels are not known")
+    own = 1.0 if added is source else 0.0
+
+    def factor() -> Tensor:
+        return own + (float(number) / vector() if divides else float(number) * vector())
+
+    terms = {} if added is source or not isinstance(added, Value) else {added: identity_of(added, known)}
+    bias = None if isinstance(added, Value) else constant_vector(added, source, known)
+    if bias is None and not isinstance(added, Value):
+        return Refusal("constant_add", "the constant differs over space or may broadcast")
+    terms[source] = diagonal(space.channels, space.axes)
+    return Operation("scale", terms, {source: factor}, bias, arithmetic=True)
 
 
 def channel_product(value: Value, known: Known) -> Lifted:
