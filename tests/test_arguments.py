@@ -187,6 +187,31 @@ def test_a_scale_that_a_child_multiplies_by(kind: str) -> None:
     assert owned(fused)["convs"] == 1
 
 
+def test_a_branch_that_another_child_gives_among_others() -> None:
+    """What gives it goes on giving the others."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.gate = conv_norm(1), conv_norm(1)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"down": self.down(x), "gate": torch.sigmoid(self.gate(x))}
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both, self.tail = Both(), Tail()
+
+        def forward(self, x: Tensor) -> Tensor:
+            both = self.both(x)
+            return self.tail(x, both["down"]) * both["gate"]
+
+    model = ready(Gated())
+    fused = becomes(model, *INPUTS, norm=0, norms=0)
+    assert owned(fused)["convs"] <= 3
+
+
 def test_one_sum_for_several_pairs_of_branches() -> None:
     """A child that is called twice holds nothing of either."""
 

@@ -33,7 +33,8 @@ def idle_in_callers(
         around = list(value.frame.upwards())
         depth, caller = next((i, frame) for i, frame in enumerate(above) if frame in around)
         call = next((frame.call for frame in around if frame.parent is caller), None)
-        if call is not None and caller.env[call] not in known:
+        result = None if call is None else caller.env[call]
+        if call is not None and not (isinstance(result, Value) and result in known):
             return f"{value.name} at {value.path or 'the root'} is computed by a caller, with other results"
         reason = next((why for frame in above[1 : depth + 1] if (why := passable(value, frame))), "")
         if reason:
