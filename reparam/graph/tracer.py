@@ -4,7 +4,6 @@ Generated weights therefore become constants, and ``if self.alpha:`` works.
 """
 
 import dataclasses
-import gc
 import operator
 import sys
 import weakref
@@ -73,6 +72,7 @@ class Tracer(fx.Tracer):
         self.written: set[str] = set()
         self.listed: set[int] = set()
         self.made: list[weakref.ref[Traced]] = []
+        self.beside: dict[str, Any] = getattr(type(module).forward, "__globals__", {})
         self.returning = False
 
     def release(self) -> None:
@@ -101,17 +101,14 @@ class Tracer(fx.Tracer):
         return made
 
     def left_behind(self) -> bool:
-        """Whether dictionaries outside hold traced values, as caches do; these are taken out of them."""
-        if not any(made() is not None for made in self.made):
+        """Whether a dictionary beside the forward's class holds traced values, as a cache; they are taken out of it."""
+        if all(made() is None for made in self.made):
             return False
-        gc.collect()
         found = False
-        for made in self.made:
-            value = made()
-            for holder in gc.get_referrers(value) if value is not None else ():
-                for key in [k for k, held in holder.items() if held is value] if type(holder) is dict else ():
-                    del holder[key]
-                    found = True
+        for cache in [value for value in self.beside.values() if type(value) is dict]:
+            for key in [key for key, held in cache.items() if type(held) is Traced]:
+                del cache[key]
+                found = True
         return found
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
