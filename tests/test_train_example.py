@@ -17,7 +17,7 @@ import pytest
 import torch
 from digit_folder import NEEDS, QUICK, SMALL, refused, rows, same_weights, train_imagenet, write_digits
 
-from training import loop, nets, state
+from training import nets, state
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "train_imagenet.py"
@@ -117,33 +117,41 @@ class TestKilled:
 
 @pytest.mark.slow
 class TestStopped:
-    """One process, a net with dropout, asked to stop by SIGTERM."""
+    """One process of its own, a net with dropout, that sends itself SIGTERM between two steps."""
 
     options = (*QUICK, "--arch", "torchvision:mobilenet_v3_small", "--epochs", "1", "--warm-up-epochs", "0", "--export")
+    stopped_after = """
+import signal, sys
+import train_imagenet
+from training import loop
+advance = loop.advance
+def disturbed(training, *arguments):
+    advance(training, *arguments)
+    if training.step == 3:
+        signal.raise_signal(signal.SIGTERM)
+loop.advance = disturbed
+sys.exit(train_imagenet.main(sys.argv[1:]))
+"""
 
-    def run(self, digits: Path, output: Path, *more: str) -> int:
+    def run(
+        self, digits: Path, output: Path, *more: str, disturbed: bool = False
+    ) -> "subprocess.CompletedProcess[str]":
+        program = ["-c", self.stopped_after] if disturbed else [str(SCRIPT)]
         options = [*self.options, "--batch-size", "40", "--log-steps", "2", "--data", str(digits)]
-        return train_imagenet.main([*options, "--output", str(output), *more])
+        command = [sys.executable, *program, *options, "--output", str(output), *more]
+        path = os.pathsep.join([str(ROOT), str(SCRIPT.parent)])
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.run(command, env=environment, text=True, capture_output=True, check=False, timeout=600)
 
-    def test_sigterm_saves_and_resuming_loses_nothing(
-        self, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert self.run(digits, tmp_path / "peaceful") == 0
-        advance = loop.advance
-
-        def disturbed(training: state.Training, *arguments: Any) -> None:
-            advance(training, *arguments)
-            if training.step == 3:
-                assert callable(signal.getsignal(signal.SIGTERM))
-                signal.raise_signal(signal.SIGTERM)  # to this thread, whatever others there are by now
-
-        with monkeypatch.context() as patch:
-            patch.setattr(loop, "advance", disturbed)
-            assert self.run(digits, tmp_path / "stopped") == train_imagenet.STOPPED
-        assert "stopped after step 4; --resume goes on from" in capsys.readouterr().err
+    def test_sigterm_saves_and_resuming_loses_nothing(self, digits: Path, tmp_path: Path) -> None:
+        peaceful = self.run(digits, tmp_path / "peaceful")
+        assert peaceful.returncode == 0, peaceful.stderr
+        stopped = self.run(digits, tmp_path / "stopped", disturbed=True)
+        assert stopped.returncode == train_imagenet.STOPPED, stopped.stderr
+        assert "stopped after step 4; --resume goes on from" in stopped.stderr
         assert state.read(tmp_path / "stopped" / "last.pt")["step"] == 4
-        torch.manual_seed(12345)  # what other code has drawn meanwhile does not matter
-        assert self.run(digits, tmp_path / "stopped", "--resume") == 0
+        resumed = self.run(digits, tmp_path / "stopped", "--resume")
+        assert resumed.returncode == 0, resumed.stderr
         contents = [state.read(tmp_path / name / "last.pt") for name in ("peaceful", "stopped")]
         assert differing(*contents) == []
         assert same_weights(tmp_path / "peaceful", tmp_path / "stopped")
