@@ -436,3 +436,7 @@ def test_no_large_weight_is_held_in_float64(build: Callable[[], nn.Module]) -> N
         fused = reparam.fuse(model, check=False)
     assert owned(fused)["norms"] == 0
     assert 0 < largest.found <= 1.1 * BUFFER < only_layer(fused).weight.numel()
+    first = next(model.children())
+    channels = getattr(first, "in_channels", getattr(first, "num_features", 0))
+    x = torch.randn(2, channels, *(5, 6)[: 0 if isinstance(first, nn.BatchNorm1d) else 2])
+    same(model.double(), fused.double(), x.double(), tolerance=1e-5)  # weights are rounded to float32

@@ -128,9 +128,10 @@ def place(
     candidates = [value for value in (path if chain else path[::-1]) if value not in shared]
     if chain:
         candidates.sort(key=lambda v: _size(operations[v]), reverse=True)
+    step = _Step(path, [*members, *covered], formula, operations, inlined, site, dead)
     reasons = []
     for at in candidates:
-        result = _edit(at, path, [*members, *covered], formula, operations, inlined, site, dead)
+        result = _edit(step, at)
         if isinstance(result, Place):
             result = site.exposed(members, covered, result) or result
         if isinstance(result, Place):
@@ -172,24 +173,29 @@ def _swap(
     return Place(at, Mode.SWAP, {root: operand}, tuple(v for v in path if v is not at))
 
 
-def _edit(
-    at: Value,
-    path: list[Value],
-    members: list[Value],
-    formula: Affine,
-    operations: Mapping[Value, Operation],
-    inlined: Container[Value],
-    site: Site,
-    dead: Set[Value],
-) -> Place | str:
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """A fused value that is to stand in a generated forward: its chain, all that disappears, and what decides."""
+
+    path: list[Value]
+    members: list[Value]
+    formula: Affine
+    operations: Mapping[Value, Operation]
+    inlined: Container[Value]
+    site: Site
+    dead: Set[Value]
+
+
+def _edit(step: _Step, at: Value) -> Place | str:
     """A place in the innermost forward that will do of those that know ``at``."""
     best: Place | str = ""
     for home in at.frame.upwards():
         if home.local(at) is None:
             break
-        found = _edit_in(home, at, path, members, formula, operations, inlined, site, dead)
+        found = _edit_in(step, home, at)
         if isinstance(found, Place):
-            idle = idle_in_callers(home, members, found.passed, site.passable)
+            idle = idle_in_callers(home, step.members, found.passed, step.site.passable)
             if not idle:
                 return found
             found = idle if isinstance(idle, str) else replace(found, idle=idle)
@@ -198,18 +204,9 @@ def _edit(
     return best
 
 
-def _edit_in(
-    home: Frame,
-    at: Value,
-    path: list[Value],
-    members: list[Value],
-    formula: Affine,
-    operations: Mapping[Value, Operation],
-    inlined: Container[Value],
-    site: Site,
-    dead: Set[Value],
-) -> Place | str:
+def _edit_in(step: _Step, home: Frame, at: Value) -> Place | str:
     """The place of ``at`` in one forward."""
+    path, formula, operations, inlined, site = step.path, step.formula, step.operations, step.inlined, step.site
     passed = list(path[: path.index(at)])
     in_front: list[Value] = []
     stands_for: dict[Value, Value] = {}
@@ -231,14 +228,14 @@ def _edit_in(
         if reason:
             return reason
     if home is at.frame:
-        container, behind = _covered(at, path, list(stands_for.values()), operations, inlined, dead)
+        container, behind = _covered(at, path, list(stands_for.values()), operations, inlined, step.dead)
         ranks = operations[path[0]].assumed_rank or any(
             operations[v].rank_if_gone for v in absorbed(operations, inlined, path[0])
         )
         whole = container is not None and not ranks and not site.container(container)
         if container is not None and whole and not site.mistaken(container.path, lambda: kind_of(formula), None):
             return Place(at, Mode.CONTAINER, stands_for, (*behind, *in_front), container)
-    reason = site.passable(at, home) or noticed(home, formula, members, operations, site.mistaken)
+    reason = site.passable(at, home) or noticed(home, formula, step.members, operations, site.mistaken)
     if reason:
         return reason
     return Place(at, Mode.EDIT, stands_for, tuple(passed), caller=None if home is at.frame else home)

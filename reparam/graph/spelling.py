@@ -30,7 +30,7 @@ def unspoken(graph: fx.Graph) -> str:
         for name in node.kwargs:
             if not _sayable(name):
                 return f"its forward passes an argument named {name!r}"
-        for constant in _constants((node.args, node.kwargs)):
+        for constant in leaves((node.args, node.kwargs)):
             if (isinstance(constant, enum.Enum) or hasattr(constant, "_fields")) and _unnamed(type(constant)):
                 return f"its forward uses {_called(type(constant))}, which no module holds by name"
             if isinstance(constant, enum.Enum):
@@ -47,7 +47,7 @@ def spelled(graph: fx.Graph) -> tuple[fx.Graph, Mapping[str, str]]:
     """The graph in words that ``torch.fx`` prints right, and what is to be replaced in the text by what."""
     odd = any(
         (node.op in ("call_module", "get_attr") and not all(map(_sayable, str(node.target).split("."))))
-        or any(map(_made, _constants((node.args, node.kwargs))))
+        or any(map(_made, leaves((node.args, node.kwargs))))
         for node in graph.nodes
     )
     if not odd:
@@ -57,7 +57,7 @@ def spelled(graph: fx.Graph) -> tuple[fx.Graph, Mapping[str, str]]:
     for node in list(copy.nodes):
         if node.op in ("call_module", "get_attr"):
             node.target = ".".join(_quoted(name, names) for name in str(node.target).split("."))
-        if any(map(_made, _constants((node.args, node.kwargs)))):
+        if any(map(_made, leaves((node.args, node.kwargs)))):
             with copy.inserting_before(node):
                 node.args, node.kwargs = _making(copy, node.args), _making(copy, dict(node.kwargs))
     return copy, names
@@ -114,17 +114,17 @@ def _quoted(name: str, names: dict[str, str]) -> str:
     return json.dumps(name, ensure_ascii=False)[1:-1]
 
 
-def _constants(argument: Any) -> Iterator[Any]:
+def leaves(argument: Any) -> Iterator[Any]:
     """Every leaf of an argument but nodes, and every named tuple and dict."""
     if isinstance(argument, Mapping) or (isinstance(argument, tuple) and hasattr(argument, "_fields")):
         yield argument
     if isinstance(argument, list | tuple):
         for item in argument:
-            yield from _constants(item)
+            yield from leaves(item)
     elif isinstance(argument, Mapping):
         for key, item in argument.items():
-            yield from _constants(key)
-            yield from _constants(item)
+            yield from leaves(key)
+            yield from leaves(item)
     elif not isinstance(argument, fx.Node):
         yield argument
 
@@ -137,7 +137,7 @@ def _of_a_subclass(constant: Any) -> bool:
 def _made(constant: Any) -> bool:
     """Whether ``torch.fx`` prints a constant wrongly."""
     if isinstance(constant, Mapping):
-        return any(isinstance(leaf, enum.Enum) for part in constant.items() for leaf in _constants(part))
+        return any(isinstance(leaf, enum.Enum) for part in constant.items() for leaf in leaves(part))
     return hasattr(constant, "_fields") or _of_a_subclass(constant)
 
 

@@ -17,6 +17,7 @@ from reparam.graph.proxy import EXAMPLE, PLAIN
 from reparam.graph.reading import ACTIVE, traced_builtins
 from reparam.graph.signatures import parameters_of
 from reparam.graph.snapshot import Snapshot
+from reparam.graph.spelling import leaves
 from reparam.graph.tensor_writes import writes_to_tensors
 from reparam.graph.tracer import Kinds, Lacking, Tracer, current_mode
 from reparam.graph.unread import Unread, first_line, place_of, raised_by_user
@@ -242,16 +243,8 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
 
 def _holds_type(graph: fx.Graph) -> bool:
     """Whether an argument of an operation is a data type or a device."""
-    found = False
-
-    def look(argument: Any) -> Any:
-        nonlocal found
-        found |= isinstance(argument, torch.dtype | torch.device)
-        return argument
-
-    for node in graph.nodes:
-        fx.node.map_aggregate((node.args, node.kwargs), look)
-    return found
+    found = (argument for node in graph.nodes for argument in leaves((node.args, node.kwargs)))
+    return any(isinstance(argument, torch.dtype | torch.device) for argument in found)
 
 
 def _same(a: Trace, b: Trace) -> bool:

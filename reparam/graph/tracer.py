@@ -4,7 +4,6 @@ Generated weights therefore become constants, and ``if self.alpha:`` works.
 """
 
 import dataclasses
-import operator
 import sys
 import weakref
 from collections import OrderedDict
@@ -16,9 +15,10 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.proxy import Scope, TraceError
 
+from reparam.graph.contents import same
 from reparam.graph.entry_methods import entry_codes, outermost
 from reparam.graph.examples import Examples
-from reparam.graph.lengths import elementwise, keeps_channels, part, slice_length
+from reparam.graph.lengths import length_in_code
 from reparam.graph.proxy import EXAMPLE, PLAIN, Traced, has_traced, is_plain, meta
 from reparam.graph.unread import calling_line
 from reparam.graph.watch import Watch
@@ -27,7 +27,6 @@ MOST_CONDITIONS: Final = 32
 Kinds = tuple[str, Any, bool]  # path of a descendant, classes, and whether it is one of these
 Lacking = tuple[str, str]  # path of a descendant, and the name of what it does not have
 # structures that a graph holds as they are
-_SIMPLE: Final = (bool, int, float, str, tuple, type(None))
 EXACT: Final = (list, tuple, dict, torch.Size, immutable_list, immutable_dict)
 
 
@@ -221,8 +220,7 @@ class Tracer(fx.Tracer):
         path = self.path(module)
         if not path:  # its own, of which a snapshot is kept, or one that it makes
             return
-        old = getattr(module, name, self)
-        if old is not value and not (isinstance(value, _SIMPLE) and type(old) is type(value) and old == value):
+        if not same(getattr(module, name, self), value):
             self.written.add(path)
             raise TraceError(f"sets {name} of {path}")
 
@@ -259,34 +257,7 @@ class Tracer(fx.Tracer):
         if example is not None and (isinstance(example, list | tuple) or example.dim()):
             self.specialised = True
             return len(example)
-        name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-        rest = node.args[1:]
-        if name == "getitem" and node.meta.get(PLAIN) and isinstance(rest[0], slice):
-            return slice_length(rest[0])
-        size = rest[0] if rest else node.kwargs.get("split_size_or_sections", node.kwargs.get("split_size"))
-        if name in ("split", "split_with_sizes") and isinstance(size, list | tuple):
-            return len(size)
-        if name == "split" and isinstance(size, int):
-            dim = rest[1] if len(rest) > 1 else node.kwargs.get("dim", 0)
-            total = self._channels(node.args[0])
-            return -(-total // size) if total and dim == 1 else None
-        chunks = rest[0] if rest else node.kwargs.get("chunks")
-        if name in ("chunk", "tensor_split") and isinstance(chunks, int):
-            return chunks
-        return None
-
-    def _channels(self, value: Any) -> int:
-        """Channels of a value that a convolution or norm gives, also through elementwise operations; 0: unknown."""
-        while isinstance(value, fx.Node):
-            if value.op == "call_module":
-                for module in reversed(list(self.root.get_submodule(str(value.target)).modules())):
-                    found = getattr(module, "out_channels", getattr(module, "num_features", None))
-                    if isinstance(found, int):
-                        return found if keeps_channels(self.root.get_submodule(str(value.target))) else 0
-            if value.op == "call_function" and value.target is operator.getitem:
-                return part(value)
-            value = value.args[0] if value.args and elementwise(value) else None
-        return 0
+        return length_in_code(node, self.root)
 
     def decide(self, node: fx.Node) -> bool:
         """The outcome of a condition on a traced value: each is tried, and all but one must raise."""
