@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 _DEPTH: Final = 4
 _SIMPLE: Final = (bool, int, float, complex, str, bytes, tuple, type(None))
-_OWN: Final = frozenset(nn.Module().__dict__)
+OWN: Final = frozenset(nn.Module().__dict__)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -46,7 +46,7 @@ def contents(module: nn.Module) -> Iterator[Contents]:
     """Of all collections and plain objects that a module holds, and those within them."""
     seen: set[int] = set()
     for name, value in vars(module).items():
-        if name not in _OWN:
+        if name not in OWN:
             yield from _below(name, value, seen, _DEPTH)
 
 

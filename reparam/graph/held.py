@@ -15,8 +15,9 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor, nn
 
+from reparam.graph.contents import OWN
+
 DEEPEST: Final = 4  # containers and objects within each other
-OWN: Final = frozenset(nn.Module().__dict__)
 PLAIN: Final = frozenset(
     (
         type(None),
