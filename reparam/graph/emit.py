@@ -65,7 +65,7 @@ class Emitter:
             for value in where.passed:
                 if value.module is None:
                     continue
-                if value.frame in self.edited:
+                if value.frame in self.edited and value.frame.generates(value):
                     self.edited[value.frame].passed.append((fused.plan, value))
                 else:
                     rank = fused.plan.operations[value].rank_if_gone

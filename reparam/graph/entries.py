@@ -1,59 +1,141 @@
 """Other entry points of a module than its forward.
 
-A method that the forward calls and whose name says that it computes a part of the net (``forward_features``,
-``get_...``, ``encode``) can be called by a user, too. No rewrite may reach across its ends, and a forward that is
-generated anew would leave it behind.
+A method that the forward calls and that a user can call, too (``forward_features``, ``embed``) computes a part of the
+net. No rewrite may reach across its ends, and where the forward is generated anew, so is the method. A method that the
+forward does not call must find the children that it uses as they are, or fused in the same way.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TypeGuard, final
 
 from torch import fx, nn
 
 from reparam.graph.arguments import HOLE, ArgumentSpec, default_arguments, has_hole
-from reparam.graph.net import Frame
+from reparam.graph.entry_methods import is_entry_point, uncalled
+from reparam.graph.methods import Method, number_of_calls, paired
+from reparam.graph.net import Frame, Value
+from reparam.graph.placing import Mode, Place
 from reparam.graph.proxy import PLAIN
 from reparam.graph.signatures import parameters_of
-from reparam.graph.source import same_graph
+from reparam.graph.source import fixed_signature, same_graph
+from reparam.graph.spelling import unspoken
 from reparam.graph.trace import Trace, trace
 from reparam.graph.unread import Unread
 
 
 @final
 class EntryPoints:
-    """For every operation of a frame: the public method in which it is computed."""
+    """For every operation of a frame: the public methods in which it is computed."""
 
     def __init__(self) -> None:
         self._variants: dict[tuple[Frame, str], list[tuple[str, Trace | Unread]]] = {}
+        self._names: dict[Frame, frozenset[str]] = {}
+        self._methods: set[tuple[Frame, str]] = set()
 
-    def of(self, frame: Frame, node: fx.Node) -> str:
-        """Name of the outermost public method that computes ``node``; empty for the forward itself."""
-        return frame.trace.entries.get(node, "")
+    def of(self, frame: Frame, node: fx.Node) -> tuple[str, ...]:
+        """Names of the entry points that compute ``node``, outermost first; none for the forward itself."""
+        calls = frame.trace.within.get(node, ())
+        if not calls:
+            return ()
+        if frame not in self._names:
+            self._names[frame] = _entry_points(frame.trace)
+        return tuple(name for name, _ in calls if name in self._names[frame])
 
-    def apart(self, frame: Frame, entry: str, nodes: Sequence[fx.Node]) -> str:
+    def fixed(self, frame: Frame, node: fx.Node) -> str:
+        """The entry point that computes ``node`` and cannot be generated together with the forward; empty if none."""
+        for name in {name for calls in frame.trace.within.values() for name, _ in calls}:
+            self._method(frame, name)
+        return next((name for name in self.of(frame, node) if name not in frame.methods), "")
+
+    def _method(self, frame: Frame, name: str) -> None:
+        """Note the method of a frame if it can be generated together with its forward."""
+        if (frame, name) not in self._methods:
+            self._methods.add((frame, name))
+            found = self._read(frame, name)
+            if found is not None:
+                frame.methods[name] = found
+
+    def _read(self, frame: Frame, name: str) -> Method | None:
+        if "." in name:  # that of a child
+            return None
+        spec = default_arguments(frame.module, name)
+        if isinstance(spec, Unread) or fixed_signature(frame.module, name) or number_of_calls(frame.trace, name) != 1:
+            return None
+        traced = trace(frame.module, spec, method=name)
+        if isinstance(traced, Unread) or traced.otherwise or traced.specialised or traced.fixed_type or traced.cache:
+            return None
+        if traced.recast or traced.modes or unspoken(traced.graph) or self._variants_of(frame, name):
+            return None
+        return paired(frame.trace, traced, name)
+
+    def _variants_of(self, frame: Frame, method: str) -> list[tuple[str, Trace | Unread]]:
+        key = (frame, method)
+        if key not in self._variants:
+            self._variants[key] = list(variants(frame, method))
+        return self._variants[key]
+
+    def apart(self, frame: Frame, entries: Sequence[str], nodes: Sequence[fx.Node]) -> str:
         """Why ``nodes`` do not always follow each other.
 
-        The method in which they stand may have optional arguments, and conditions on its input; for each other value of
-        one, and each other outcome, every node must still be read by its successor alone, which reads nothing else.
+        The forward, and the methods in which they stand, may have optional arguments, and conditions on their input;
+        for each other value of one, and each other outcome, every node must still be read by its successor alone, which
+        reads nothing else.
 
         Returns:
             The reason, or an empty string.
         """
-        method = entry or "forward"
-        key = (frame, method)
-        if key not in self._variants:
-            self._variants[key] = list(variants(frame, method))
-        if not self._variants[key] and not frame.trace.otherwise:
-            return ""
         inside = set(nodes)
         links = [(_name(a), _name(b)) for b in nodes for a in b.all_input_nodes if a in inside]
-        for name, traced in self._variants[key]:
-            if isinstance(traced, Unread) or not (_linked(traced, links) and _always(traced, links)):
-                return f"{method} of {frame.path or 'the model'} may do otherwise for another {name}"
+        for method in ("forward", *entries):
+            start = method.rfind(".") + 1
+            below = [(_below(a, start), _below(b, start)) for a, b in links]
+            for name, traced in self._variants_of(frame, method):
+                if isinstance(traced, Unread) or not (_linked(traced, below) and _always(traced, below)):
+                    return f"{method} of {frame.path or 'the model'} may do otherwise for another {name}"
         if not _always(frame.trace, links):
             return f"the forward of {frame.path or 'the model'} branches on its input"
         return ""
+
+
+def _entry_points(traced: Trace) -> frozenset[str]:
+    calls = Counter(name for name, _ in {call for calls in traced.within.values() for call in calls})
+    return frozenset(name for name, count in calls.items() if is_entry_point(name, count))
+
+
+def used_in_part(frame: Frame, values: Iterable[Value]) -> str:
+    """A method that the forward of ``frame`` does not call, and that uses some of the modules that values call."""
+    methods = uncalled(type(frame.module))
+    start = len(frame.path) + 1 if frame.path else 0
+    below = {v.path[start:] for v in values if v.module is not None} if methods else ()
+    for method, used in methods.items():
+        count = sum(_covers(used, path) for path in below)
+        if 0 < count < len(below):
+            return f"the method {method} of {frame.path or 'the model'} uses some of them"
+    return ""
+
+
+def missed(value: Value, where: Place) -> str:
+    """A method that no forward calls, and that would miss a child which goes with the rewrite of a forward."""
+    home = where.frame if where.mode is Mode.EDIT else where.container
+    if home is None:
+        return ""
+    for frame in (value.frame if where.mode is Mode.EDIT else home).upwards():
+        methods = uncalled(type(frame.module)) if frame is not where.container else {}
+        start = len(frame.path) + 1 if frame.path else 0
+        for method, used in methods.items():
+            whole = len(home.path) > start and _covers(used, home.path[start:])
+            if not whole and _covers(used, value.path[start:]):
+                return f"the method {method} of {frame.path or 'the model'} uses {value.path}"
+    return ""
+
+
+def _covers(used: Collection[str], path: str) -> bool:
+    """Whether a path, or one above it, is among some."""
+    while path and path not in used:
+        path = path.rpartition(".")[0]
+    return bool(path)
 
 
 def _always(traced: Trace, links: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> bool:
@@ -84,17 +166,24 @@ def _name(node: fx.Node) -> tuple[str, str]:
     return node.op, str(node.target)
 
 
+def _below(name: tuple[str, str], start: int) -> tuple[str, str]:
+    """The name of an operation in a method of a child, whose path and dot are so long."""
+    return (name[0], name[1][start:]) if name[0] == "call_module" else name
+
+
 def variants(frame: Frame, method: str = "forward") -> Iterator[tuple[str, Trace | Unread]]:
-    """What a method does for another value of one of its arguments, where that is something else.
+    """What a method, also one of a child, does for another value of one argument, where that is something else.
 
     Each optional argument is tried, and None for each required one but the first.
     """
-    module = frame.module
+    of_forward = method == "forward"
+    owner, _, method = method.rpartition(".")
+    module = frame.module.get_submodule(owner)
     parameters = parameters_of(module, method)
-    spec = frame.trace.arguments if method == "forward" else default_arguments(module, method)
+    spec = frame.trace.arguments if of_forward else default_arguments(module, method)
     if isinstance(spec, Unread):
         return
-    usual = frame.trace if method == "forward" else trace(module, spec, method=method)
+    usual = frame.trace if of_forward else trace(module, spec, method=method)
     first = next(iter(parameters), "")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty:

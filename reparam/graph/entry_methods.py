@@ -1,39 +1,42 @@
-"""Methods of a class that compute a part of what its forward computes, from its code alone."""
+"""Methods of a class beside its forward, from its code alone: those that the forward calls, and those it does not."""
 
-import dis
+import inspect
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FunctionType
 from typing import Final
 
 from torch import nn
 
+from reparam.graph.mentions import Mention, mentions
+
 ENTRY_NAMES: Final = ("forward_", "get_", "extract", "encode", "decode", "features")
 OWN: Final = frozenset(name for name in dir(nn.Module)) | {"forward"}
 AFTER_FUSING: Final = re.compile("forward.*(fus|deploy|reparam)|(fus|deploy|reparam).*forward")
+TENSORS: Final = frozenset(("weight", "bias", "running_mean", "running_var"))
+TORCH: Final = "torch.nn.modules"
 MOST: Final = 4096  # methods that are remembered
-_ENTRIES: Final[dict[type, Mapping[CodeType, str]]] = {}
+_CALLED: Final[dict[type, Mapping[CodeType, str]]] = {}
 _UNCALLED: Final[dict[type, Mapping[str, frozenset[str]]]] = {}
 
 
 def forget_classes() -> None:
     """Forget what is remembered of classes: their methods may have been replaced since."""
-    _ENTRIES.clear()
+    _CALLED.clear()
     _UNCALLED.clear()
 
 
-def entry_codes(kind: type) -> Mapping[CodeType, str]:
-    """Entry points of a class that its forward calls, directly or through other methods: their names, by code."""
-    if kind not in _ENTRIES:
-        functions = {name: _function(kind, name) for name in _called(kind)}
-        _ENTRIES[kind] = {f.__code__: name for name, f in functions.items() if isinstance(f, FunctionType)}
-    return _ENTRIES[kind]
+def called_methods(kind: type) -> Mapping[CodeType, str]:
+    """Methods of a class that its forward calls, directly or through other methods: their names, by code."""
+    if kind not in _CALLED:
+        functions = {name: _function(kind, name) for name in _reached(kind, "forward")}
+        _CALLED[kind] = {f.__code__: name for name, f in functions.items() if f is not None and name != "forward"}
+    return _CALLED[kind]
 
 
 def uncalled(kind: type) -> Mapping[str, frozenset[str]]:
-    """Methods of a class that its forward does not call and that take data: the children that they call."""
+    """Methods of a class that its forward does not call and that take data: what they use of it, as dotted paths."""
     if kind not in _UNCALLED:
         _UNCALLED[kind] = dict(_uncalled(kind))
     return _UNCALLED[kind]
@@ -41,75 +44,91 @@ def uncalled(kind: type) -> Mapping[str, frozenset[str]]:
 
 def codes_of(kind: type) -> Iterator[CodeType]:
     """The code of the forward of a class, of the methods that it calls, and of those that ``uncalled`` names."""
-    for name in (*_reached(kind), *uncalled(kind)):
-        code = getattr(_function(kind, name), "__code__", None)
-        if isinstance(code, CodeType):
-            yield code
+    for name in (*_reached(kind, "forward"), *uncalled(kind)):
+        function = _function(kind, name)
+        if function is not None:
+            yield function.__code__
 
 
-def outermost(frame: FrameType | None, codes: Mapping[CodeType, str]) -> str:
-    """The outermost of some functions that a frame was called from; empty if none."""
-    found = ""
-    while frame is not None:
-        if frame.f_code in codes:
-            found = codes[frame.f_code]
-        frame = frame.f_back
-    return found
+def is_method(kind: type, code: CodeType) -> bool:
+    """Whether a class has a method, and not its forward, of this code."""
+    function = None if code.co_name == "forward" else _function(kind, code.co_name)
+    return function is not None and function.__code__ is code
 
 
-def _function(kind: type, name: str) -> object:
-    return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
+def is_entry_point(name: str, calls: int) -> bool:
+    """Whether a method that a forward calls may be called by a user, too.
+
+    A public one may, unless its forward calls it several times and its name does not say what it computes.
+    """
+    name = name.rpartition(".")[2]
+    return name.startswith(ENTRY_NAMES) or (calls == 1 and not name.startswith("_"))
 
 
-def _called(kind: type) -> Iterator[str]:
-    """Entry points of a class that its forward calls."""
-    return (name for name in _reached(kind) if name.startswith(ENTRY_NAMES))
+def _function(kind: type, name: str) -> FunctionType | None:
+    """The function that a class defines by a name, inside of its decorators; None if it is torch's, or none."""
+    for base in kind.__mro__:
+        if name in vars(base):
+            found = vars(base)[name]
+            if base.__module__.startswith(TORCH) or not callable(found) or isinstance(found, staticmethod):
+                return None
+            inner = inspect.unwrap(found)
+            return inner if isinstance(inner, FunctionType) else None
+    return None
 
 
-def _reached(kind: type) -> set[str]:
-    """Methods of a class that its forward calls, directly or through other methods."""
-    pending, seen = ["forward"], {"forward"}
+def _reached(kind: type, start: str) -> dict[str, None]:
+    """A method, and those that it calls, directly or through others."""
+    pending, seen = [start], {start: None}
     while pending:
         function = _function(kind, pending.pop())
-        for name in getattr(getattr(function, "__code__", None), "co_names", ()):
-            if name not in seen and name not in OWN and isinstance(_function(kind, name), FunctionType):
-                seen.add(name)
+        for name in () if function is None else _names(function.__code__):
+            if name not in seen and name not in OWN and _function(kind, name) is not None:
+                seen[name] = None
                 pending.append(name)
     return seen
 
 
+@lru_cache(maxsize=MOST)
+def _names(code: CodeType) -> tuple[str, ...]:
+    """Names of attributes and globals in a function and in those that it defines."""
+    inner = (name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part))
+    return (*code.co_names, *inner)
+
+
 def _uncalled(kind: type) -> Iterator[tuple[str, frozenset[str]]]:
-    """Methods that the forward does not call, with the children that they call.
+    """Methods that the forward does not call, with what they use.
 
     One that is named as the forward of a fused module (``forward_fuse``) is left out: it is right once the norms that
-    it skips are folded.
+    it skips are folded. Of one that can be called without data, only what it calls itself counts.
     """
-    reached = _reached(kind)
-    for base in kind.__mro__:
-        if base.__module__.startswith("torch.nn.modules"):
-            return
-        for name, function in vars(base).items():
-            if name in reached or name in OWN or name.startswith("__") or not isinstance(function, FunctionType):
-                continue
-            if AFTER_FUSING.search(name):
-                continue
-            code = function.__code__
-            required = code.co_argcount - 1 - len(function.__defaults__ or ())
-            required += code.co_kwonlyargcount - len(function.__kwdefaults__ or ())
-            if required > 0:
-                yield name, _called_of_self(code)
+    reached = _reached(kind, "forward")
+    names = {name: None for base in kind.__mro__ if not base.__module__.startswith(TORCH) for name in vars(base)}
+    for name in names:
+        if name in reached or name in OWN or name.startswith("__") or AFTER_FUSING.search(name):
+            continue
+        function = _function(kind, name)
+        given = None if function is None else _data(function)
+        if given is None:
+            continue
+        codes = (f.__code__ for f in (_function(kind, n) for n in _reached(kind, name)) if f is not None)
+        used = {_used(mention, given) for code in codes for mention in mentions(code)} - {""}
+        if used:
+            yield name, frozenset(used)
 
 
-@lru_cache(maxsize=MOST)
-def _called_of_self(code: CodeType) -> frozenset[str]:
-    """Attributes of its first argument that a method calls."""
-    found: set[str] = set()
-    owner = ""
-    for instruction in dis.get_instructions(code):
-        calls = instruction.opname == "LOAD_METHOD"  # until Python 3.11
-        later = instruction.opname == "LOAD_ATTR" and sys.version_info >= (3, 12) and bool((instruction.arg or 0) & 1)
-        calls = calls or later
-        if calls and owner == code.co_varnames[0]:
-            found.add(str(instruction.argval))
-        owner = str(instruction.argval) if instruction.opname.startswith("LOAD_FAST") else ""
-    return frozenset(found)
+def _used(mention: Mention, given: bool) -> str:
+    """The path up to the module that is called, or of which the weights are read; empty if it is neither."""
+    if not (given or mention.called):
+        return ""
+    parts = mention.path.split(".")
+    ends = (at for at, part in enumerate(parts) if part == "forward" or (given and part in TENSORS))
+    return ".".join(parts[: next(ends, len(parts))])
+
+
+def _data(function: FunctionType) -> bool | None:
+    """Whether a method requires an argument; None if it takes none that could be data."""
+    parameters = [*inspect.signature(function, follow_wrapped=False).parameters.values()][1:]
+    if any(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters):
+        return True
+    return False if any(parameter.default is None for parameter in parameters) else None

@@ -11,6 +11,7 @@ from typing import Any, Protocol, final
 
 from torch import fx, nn
 
+from reparam.graph.methods import Method
 from reparam.graph.sharing import with_own_graph
 from reparam.graph.space import Space
 from reparam.graph.trace import Trace
@@ -27,7 +28,7 @@ class Declared(Protocol):
 @final
 @dataclass(eq=False, slots=True)
 class Frame:
-    """One call of a module that was read."""
+    """One call of a module that was read; its ``methods`` are those that are generated with its forward."""
 
     module: nn.Module
     path: str
@@ -40,6 +41,7 @@ class Frame:
     mode: tuple[Any, ...] = ()
     values: "list[Value]" = field(default_factory=list)
     children: "list[Frame]" = field(default_factory=list)
+    methods: dict[str, Method] = field(default_factory=dict)
 
     def below(self) -> "Iterator[Value]":
         """All values of this call and of the calls within it."""
@@ -64,7 +66,12 @@ class Frame:
                 value.node = copies[value.node]
             for child in self.children:
                 child.call = None if child.call is None else copies[child.call]
+            self.methods = {name: method.with_copies(copies) for name, method in self.methods.items()}
         return self.trace.graph
+
+    def generates(self, value: "Value") -> bool:
+        """Whether all methods that compute a value are generated where the forward is."""
+        return all(name in self.methods for name, _ in self.trace.within.get(self.locals[value], ()))
 
     def local(self, value: "Value") -> fx.Node | None:
         """The node by which this frame knows a value."""

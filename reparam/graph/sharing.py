@@ -39,7 +39,7 @@ def with_own_graph(traced: Trace) -> tuple[Trace, Mapping[fx.Node, fx.Node]]:
         graph=graph,
         inputs={name: copies[node] for name, node in traced.inputs.items()},
         modes={copies[node]: mode for node, mode in traced.modes.items()},
-        entries={copies[node]: name for node, name in traced.entries.items()},
+        within={copies[node]: calls for node, calls in traced.within.items()},
         sharers=[],
     )
     return own, copies

@@ -9,9 +9,8 @@ from torch import fx, nn
 
 from reparam.graph.asked import TAKEN, Asked
 from reparam.graph.edit import STOCK
-from reparam.graph.entries import EntryPoints, variants
-from reparam.graph.entry_methods import uncalled
-from reparam.graph.generated import SOURCE
+from reparam.graph.entries import EntryPoints, missed, used_in_part, variants
+from reparam.graph.generated import SOURCE, has_generated_methods
 from reparam.graph.held import held_modules
 from reparam.graph.leaves import EXCLUDED, OUTSIDE, hooks
 from reparam.graph.net import Frame, Net, Reading, Value
@@ -104,26 +103,29 @@ class Limits:
 
     def _passable(self, value: Value, frame: Frame) -> str:
         node = value.node if frame is value.frame else frame.local(value)
-        entry = self.entries.of(frame, node) if node is not None else ""
-        if entry:
-            return f"it stands in {entry}, which can be called by itself"
-        return self._why_not_editable(frame)
+        reason = self._why_not_editable(frame)
+        entry = self.entries.fixed(frame, node) if node is not None and not reason else ""
+        return f"it stands in {entry}, which can be called by itself" if entry else reason
 
     def _crossing(self, values: Iterable[Value]) -> str:
         """An entry point of a module that some of the values are computed in, and others are not."""
         values = list(values)
-        found: dict[Frame, str] = {}
+        found: dict[Frame, tuple[str, ...]] = {}
         steps: dict[Frame, dict[fx.Node, None]] = {}
         for value in values:
             around: Frame | None = value.frame
             node: fx.Node | None = value.node
             while around is not None and node is not None:
-                entry = self.entries.of(around, node)
-                if found.setdefault(around, entry) != entry:
-                    return f"{entry or found[around]} of {around.path or 'the model'} can be called by itself"
+                entries = self.entries.of(around, node)
+                other = set(found.setdefault(around, entries)) ^ set(entries)
+                if other:
+                    return f"{min(other)} of {around.path or 'the model'} can be called by itself"
                 steps.setdefault(around, {})[node] = None
                 node, around = around.call, around.parent
         for frame, nodes in steps.items():
+            in_part = used_in_part(frame, values)
+            if in_part:
+                return in_part
             if len(nodes) < 2:
                 if frame.trace.specialised and len(next(iter(nodes)).users) and frame not in _common(values):
                     return (
@@ -132,14 +134,9 @@ class Limits:
                 continue
             if frame.trace.specialised:
                 return f"the forward of {frame.path or 'the model'} was read for the sizes of the example inputs only"
-            entry = found[frame]
-            apart = self.entries.apart(frame, entry, list(nodes))
+            apart = self.entries.apart(frame, found[frame], list(nodes))
             if apart:
                 return apart
-            names = {str(node.target).partition(".")[0] for node in nodes if node.op == "call_module"}
-            for method, read_names in uncalled(type(frame.module)).items():
-                if names & read_names and not names <= read_names:
-                    return f"the method {method} of {frame.path or 'the model'} uses some of them"
         return ""
 
     def _is_exposed(self, values: Iterable[Value], covered: Iterable[Value], where: Place) -> str:
@@ -148,6 +145,9 @@ class Limits:
         members = {*values, *covered}
         edited = where.frame if where.mode is Mode.EDIT else None
         for value in values:
+            reason = missed(value, where) if value.module is not None and value not in where.passed else ""
+            if reason:
+                return reason
             for reader in self._exposed.get(value.path, ()) if value.module is not None else ():
                 vanishes = where.mode is not Mode.SWAP and reader is not edited
                 vanishes = vanishes and (reader is where.container or _is_below(reader, where.container or edited))
@@ -184,6 +184,8 @@ class Limits:
             return f"its forward makes a {frame.trace.recast}, which would become a plain list or dict"
         if isinstance(frame.module, fx.GraphModule):
             return ""
+        if has_generated_methods(type(frame.module)):
+            return "its methods were generated together with its forward"
         reason = fixed_signature(frame.module) or unspoken(frame.trace.graph)
         if reason:
             return reason

@@ -71,12 +71,18 @@ def imports(named: Mapping[str, Any]) -> list[str]:
 def apart(text: str, arguments: Iterable[str], named: Collection[str]) -> tuple[list[str], str]:
     """A function that reads no global by the name of one of its arguments: lines in front of it, and its text."""
     hidden = [name for name in arguments if name in named or hasattr(builtins, name)]
+    names, text = renamed(text, hidden, {*arguments, *named})
+    return [f"{new} = {name}" for name, new in names.items()], text
+
+
+def renamed(text: str, hidden: Collection[str], taken: Collection[str]) -> tuple[Mapping[str, str], str]:
+    """A function that reads some globals by new names: these, by the old ones, and its text."""
     if not hidden:
-        return [], text
+        return {}, text
     tree = ast.parse(text)
-    taken = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | {*arguments, *named}
-    renamed = {name: unused(f"{name}_", taken) for name in hidden}
-    return [f"{new} = {name}" for name, new in renamed.items()], ast.unparse(_Renamed(renamed).visit(tree))
+    taken = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | {*taken}
+    names = {name: unused(f"{name}_", taken) for name in hidden}
+    return names, ast.unparse(_Renamed(names).visit(tree))
 
 
 def unused(name: str, taken: Collection[str]) -> str:

@@ -48,7 +48,7 @@ class Trace:
         specialised: whether sizes of the example input went into the graph.
         cache: a collection of the module that the forward fills; empty if none.
         computed: whether the forward computed with tensors alone, so that the graph may depend on what they hold.
-        entries: nodes that a public method of the module computes which can be called by itself, with its name.
+        within: nodes that methods of the module compute: names and numbers of the calls, outermost first.
         recast: a class of lists or dicts that the forward makes and the graph holds as plain ones; empty if none.
         otherwise: what it does for other outcomes of its conditions on the input.
         branches: the line of code with the last of these conditions; empty if there is one outcome.
@@ -69,7 +69,7 @@ class Trace:
     modes: Mapping[fx.Node, tuple[bool, ...]]
     specialised: bool = False
     computed: bool = True
-    entries: Mapping[fx.Node, str] = field(default_factory=dict)
+    within: Mapping[fx.Node, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     cache: str = ""
     recast: str = ""
     otherwise: "tuple[Trace, ...]" = ()
@@ -235,7 +235,7 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
         modes=tracer.modes,
         specialised=tracer.specialised,
         computed=tracer.watch.computed,
-        entries=tracer.entries,
+        within=tracer.within,
         cache=snapshot.cached,
         recast=tracer.recast,
     )

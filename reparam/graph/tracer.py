@@ -4,7 +4,6 @@ Generated weights therefore become constants, and ``if self.alpha:`` works.
 """
 
 import dataclasses
-import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -16,9 +15,9 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.proxy import Scope, TraceError
 
 from reparam.graph.contents import same
-from reparam.graph.entry_methods import entry_codes, outermost
 from reparam.graph.examples import Examples
 from reparam.graph.lengths import length_in_code
+from reparam.graph.method_calls import MethodCalls
 from reparam.graph.proxy import EXAMPLE, PLAIN, Traced, has_traced, is_plain, meta
 from reparam.graph.unread import calling_line
 from reparam.graph.watch import Watch
@@ -45,8 +44,8 @@ class Tracer(fx.Tracer):
         self.examples = examples
         self.answers = list(answers)
         self.asked: list[tuple[fx.Node, str]] = []
-        self.methods = entry_codes(type(module)) if method == "forward" else {}
-        self.entries: dict[fx.Node, str] = {}
+        self.methods = MethodCalls(type(module), self.path) if method == "forward" else None
+        self.within: dict[fx.Node, tuple[tuple[str, int], ...]] = {}
         self.watch = Watch(self.keep)
         self.graph = fx.Graph(tracer_cls=Tracer)
         self.scope = Scope("", None)
@@ -80,6 +79,8 @@ class Tracer(fx.Tracer):
         self.examples = None
         self.tensors, self.before, self.paths = {}, {}, {}
         self.kept, self.frontier = [], []
+        if self.methods is not None:
+            self.methods.forget()
 
     def path(self, module: nn.Module) -> str | None:
         """Dotted path of a descendant, searched level by level; None for a stranger."""
@@ -122,10 +123,9 @@ class Tracer(fx.Tracer):
             example = self._example(node)
             if example is not None:
                 node.meta[EXAMPLE] = example
-        if self.methods:
-            entry = outermost(sys._getframe(1), self.methods)
-            if entry:
-                self.entries[node] = entry
+        calls = () if self.methods is None else self.methods.now()
+        if calls:
+            self.within[node] = calls
         return node
 
     def _example(self, node: fx.Node) -> Any:
@@ -195,6 +195,8 @@ class Tracer(fx.Tracer):
         if isinstance(value, nn.Module):
             if module is not self.root and self.path(module):
                 self.touched.add(f"{self.path(module)}.{name}")
+                if self.methods is not None:
+                    self.methods.note(module)
             return
         if isinstance(value, Tensor) and id(value) not in self.read:
             path = self.path(module)

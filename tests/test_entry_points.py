@@ -1,0 +1,340 @@
+"""Methods beside forward: those that it calls are generated with it, and others find the children that they use."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import Block, C, conv, conv_norm, count, fuse_purely, images, ready, same
+from torch import Tensor, nn
+
+import reparam
+from reparam.graph.mentions import Mention, mentions
+
+X, SMALL = images(), images((5, 6), seed=1)
+Method = Callable[..., Any]
+
+
+class Branches(nn.Module):
+    """Two branches and what may follow; what its methods do is given by its subclasses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(3), conv_norm(1)
+        self.c, self.n = conv(3), nn.BatchNorm2d(C)
+        self.scale = 2.0
+
+
+def net(**methods: Method) -> nn.Module:
+    return ready(type("Net", (Branches,), methods)())
+
+
+def entries_stay_right(model: nn.Module, *names: str, **expected: int) -> nn.Module:
+    """Fuse; the forward and the methods give what they gave, with so many calls in the forward."""
+    fused = fuse_purely(model)
+    for x in (X, SMALL):
+        same(model, fused, x)
+        for name in names:
+            same(getattr(model, name), getattr(fused, name), x)
+    found = count(fused, X)
+    assert {key: found[key] for key in expected} == expected
+    return fused
+
+
+def written(result: str) -> Method:
+    """A forward that returns this expression."""
+    namespace: dict[str, Any] = {}
+    exec(f"def forward(self, x):\n    return {result}", namespace)
+    return namespace["forward"]  # type: ignore[no-any-return]
+
+
+def summed(self: Any, x: Tensor) -> Tensor:
+    return torch.relu(self.a(x) + self.b(x))
+
+
+@pytest.mark.parametrize("name", ["_forward_impl", "forward_features", "embed", "stem", "trunk", "run"])
+def test_a_method_that_is_all_of_the_forward(name: str) -> None:
+    entries_stay_right(net(forward=written(f"self.{name}(x)"), **{name: summed}), name, conv=1, norm=0, add=0)
+
+
+def test_a_method_that_is_a_part_of_the_forward() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.embed(x)
+        return self.head(y) * 2 + y
+
+    def head(self: Any, y: Tensor) -> Tensor:
+        return self.n(self.c(y.flip(0))).tanh()
+
+    entries_stay_right(net(forward=forward, embed=summed, head=head), "embed", "head", conv=2, norm=0)
+
+
+def test_methods_within_each_other() -> None:
+    def outer(self: Any, x: Tensor) -> Tensor:
+        return self.inner(x * 3) + self.n(self.c(x)).relu()
+
+    model = net(forward=lambda self, x: self.outer(x).tanh(), outer=outer, inner=summed)
+    entries_stay_right(model, "outer", "inner", conv=2, norm=0)
+
+
+def test_several_arguments_and_results() -> None:
+    def both(self: Any, x: Tensor, y: Tensor) -> dict[str, Any]:
+        return {"sum": self.a(x) + self.b(x), "more": [y, self.n(self.c(y))]}
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        found = self.both(x, x.relu())
+        return found["sum"].relu() + found["more"][1] * found["more"][0]
+
+    model = net(forward=forward, both=both)
+    fused = entries_stay_right(model, conv=2, norm=0)
+    same(model.both, fused.both, X, images(seed=5))
+    same(model.both, fused.both, X, X)
+
+
+def test_one_value_given_twice_is_not_taken_for_one() -> None:
+    def both(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        return torch.relu(self.a(x) + self.b(y))
+
+    model = net(forward=lambda self, x: self.both(x, x), both=both)
+    fused = entries_stay_right(model)
+    same(model.both, fused.both, X, images(seed=5))
+
+
+@pytest.mark.parametrize("name", ["embed", "trunk", "forward_features", "encode"])
+def test_no_convolution_takes_up_a_norm_behind_the_end_of_a_method(name: str) -> None:
+    model = net(forward=written(f"self.n(self.{name}(x)).relu()"), **{name: lambda self, x: self.c(x)})
+    entries_stay_right(model, name, conv=1, norm=1)
+    reasons = {refusal.condition for refusal in reparam.plan(model).left if refusal.rule == "entry_point"}
+    assert reasons == {f"{name} of the model can be called by itself"}
+
+
+def test_a_private_method_may_be_joined_with_what_is_behind_it() -> None:
+    model = net(forward=lambda self, x: self.n(self._convolved(x)).relu(), _convolved=lambda self, x: self.c(x))
+    entries_stay_right(model, conv=1, norm=0)
+
+
+def test_a_helper_that_is_called_for_every_branch() -> None:
+    def branch(self: Any, x: Tensor, name: str) -> Tensor:
+        return getattr(self, name)(x)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return torch.relu(self.branch(x, "a") + self.branch(x, "b"))
+
+    entries_stay_right(net(forward=forward, branch=branch), conv=1, norm=0, add=0)
+
+
+def test_a_method_with_an_option_keeps_its_children() -> None:
+    def trunk(self: Any, x: Tensor, last: bool = True) -> Tensor:
+        y = self.a(x)
+        return torch.relu(y + self.b(x)) if last else y
+
+    model = net(forward=lambda self, x: self.trunk(x), trunk=trunk)
+    fused = entries_stay_right(model, "trunk")
+    same(model.trunk, fused.trunk, X, last=False)
+
+
+def test_a_method_with_another_constant_than_its_own_is_not_generated() -> None:
+    def trunk(self: Any, x: Tensor, scale: float = 1.0) -> Tensor:
+        return torch.relu(self.a(x) + self.b(x)) * scale
+
+    model = net(forward=lambda self, x: self.trunk(x, 3.0), trunk=trunk)
+    fused = entries_stay_right(model, "trunk")
+    same(model.trunk, fused.trunk, X, 5.0)
+
+
+def test_generated_methods_survive_copies_and_fusing_again() -> None:
+    model = ready(Described())
+    fused = reparam.fuse(model)
+    for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused)), reparam.fuse(fused)):
+        for name in ("forward", "embed", "scaled"):
+            same(getattr(model, name), getattr(other, name), X)
+    assert Described.embed.__doc__ == fused.embed.__doc__
+    assert type(fused) is not Described
+    assert isinstance(fused, Described)
+
+
+class Described(Branches):
+    def embed(self, x: Tensor) -> Tensor:
+        """What the two branches give."""
+        return torch.relu(self.a(x) + self.b(x))
+
+    def convolved(self, x: Tensor) -> Tensor:
+        return self.c(x)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return self.n(F.gelu(self.c(x)) * self.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scaled(self.embed(x))
+
+
+def test_globals_of_the_same_name() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return F.relu(self.embed(x))
+
+    def embed(self: Any, x: Tensor, F: Any = None, relu: Any = None) -> Tensor:
+        return torch.tanh(self.a(x) + self.b(x))
+
+    entries_stay_right(net(forward=forward, embed=embed), "embed", conv=1, norm=0)
+
+
+def looped(self: Any, x: Tensor) -> Tensor:
+    for norm in (self.n,):
+        x = norm(x)
+    return x
+
+
+def nested(self: Any, x: Tensor) -> Tensor:
+    def inner(y: Tensor) -> Tensor:
+        return self.n(y)
+
+    return inner(x)
+
+
+def optional(self: Any, x: Tensor | None = None) -> Tensor:
+    return self.n(X if x is None else x)
+
+
+def by_keyword(self: Any, *, x: Tensor) -> Tensor:
+    return self.n(x)
+
+
+def through_another(self: Any, x: Tensor) -> Tensor:
+    return self.apply_norm(x)
+
+
+def with_its_weight(self: Any, x: Tensor) -> Tensor:
+    return F.conv2d(x, self.c.weight, padding=1)
+
+
+def by_forward(self: Any, x: Tensor) -> Tensor:
+    return self.n.forward(x)
+
+
+OTHERS: dict[str, Method] = {
+    "a loop": looped,
+    "a function within": nested,
+    "an optional argument": optional,
+    "a decorator": torch.no_grad()(lambda self, x: self.n(x)),
+    "another method": through_another,
+    "its weight": with_its_weight,
+    "its forward": by_forward,
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
+def test_a_method_that_no_forward_calls_finds_its_children_as_they_are(other: Method) -> None:
+    methods = {"other": other, "apply_norm": lambda self, x: self.n(x)}
+    model = net(forward=lambda self, x: torch.relu(self.n(self.c(x))), **methods)
+    entries_stay_right(model, "other", conv=1, norm=1)
+
+
+def test_a_method_with_keywords_only_finds_its_children_as_they_are() -> None:
+    model = net(forward=lambda self, x: torch.relu(self.n(self.c(x))), other=by_keyword)
+    fused = fuse_purely(model)
+    same(model.other, fused.other, x=X)
+
+
+def test_a_method_that_uses_a_part_of_a_child() -> None:
+    model = net(forward=lambda self, x: torch.relu(self.a(x)), other=lambda self, x: self.a[0](x))
+    entries_stay_right(model, "other", conv=1, norm=1)
+    model = net(forward=lambda self, x: torch.relu(self.a(x)), other=lambda self, x: self.a[1](self.a[0](x)))
+    entries_stay_right(model, "other", conv=1, norm=0)
+
+
+def test_a_method_that_uses_branches_of_a_sum() -> None:
+    model = net(forward=summed, other=lambda self, x: self.a(x) - self.b(x))
+    entries_stay_right(model, "other", conv=2, norm=0, add=1)
+    reasons = {refusal.condition for refusal in reparam.plan(model).left if refusal.rule == "place"}
+    assert reasons <= {f"the method other of the model uses {path}" for path in ("a.0", "a.1", "b.0", "b.1")}
+    assert reasons
+
+
+class Deep(nn.Module):
+    """Its methods look into a block, and call it as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def other(self, x: Tensor) -> Tensor:
+        return self.block.dense(x)
+
+    def whole(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.block(x))
+
+
+def test_a_method_that_looks_into_a_block() -> None:
+    entries_stay_right(ready(Deep()), "other", "whole")
+
+
+def test_a_method_that_only_sets_or_initialises_prevents_nothing() -> None:
+    def init_weights(self: Any, pretrained: str | None = None) -> None:
+        nn.init.zeros_(self.n.weight)
+        self.c.weight.data.normal_()
+
+    def reset(self: Any, channels: int) -> None:
+        self.n = nn.BatchNorm2d(channels)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return torch.relu(self.n(self.c(x)))
+
+    entries_stay_right(net(forward=forward, init_weights=init_weights, reset=reset), conv=1, norm=0)
+
+
+def test_methods_of_a_child_of_the_same_class_are_not_taken_for_ones_own() -> None:
+    class Nested(Branches):
+        def __init__(self, inner: nn.Module | None = None) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def embed(self, x: Tensor) -> Tensor:
+            return torch.relu(self.a(x) + self.b(x))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.embed(x)
+            return y if self.inner is None else self.inner.embed(y) * 2
+
+    model = ready(Nested(Nested()))
+    fused = fuse_purely(model)
+    for x in (X, SMALL):
+        same(model, fused, x)
+        same(model.embed, fused.embed, x)
+        same(model.inner.embed, fused.inner.embed, x)
+
+
+def test_a_method_of_a_child_that_ends_before_the_norm() -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.norm = Described(), nn.BatchNorm2d(C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.norm(self.inner.convolved(x)))
+
+    model = ready(Around())
+    fused = fuse_purely(model)
+    same(model, fused, X)
+    same(model.inner.convolved, fused.inner.convolved, X)
+
+
+def test_mentions() -> None:
+    def method(self: Any, x: Any, flag: Any = None) -> Any:
+        y = self.a[0](x) + self.d["key"](x) + self.b.c.conv(x)
+        z = [self.inner(i) for i in self.blocks]
+        return self.last(z) if flag else self.store[1:3], y
+
+    assert mentions(method.__code__) == {
+        Mention("a.0", True),
+        Mention("d.key", True),
+        Mention("b.c.conv", True),
+        Mention("inner", True),
+        Mention("blocks", False),
+        Mention("last", True),
+        Mention("store", False),
+    }
