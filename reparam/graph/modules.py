@@ -55,19 +55,10 @@ def mixed(plan: NetPlan, value: Value) -> Refusal | None:
     for tensor in (tensor for member in members for tensor in _factors(plan, member)):
         if kinds and torch.promote_types(tensor.dtype, *kinds) not in kinds:
             return Refusal("dtype", f"a tensor of {tensor.dtype} widens the result", "use one data type")
-    devices = {tensor.device for member in members for tensor in _tensors(member)}
+    devices = {tensor.device for member in members for tensor in member.tensors()}
     if len(devices) > 1:
         return Refusal("device", f"weights on several devices: {sorted(map(str, devices))}", "use one device")
     return None
-
-
-def _tensors(value: Value) -> Iterator[Tensor]:
-    if value.module is not None:
-        yield from value.module.parameters()
-        yield from value.module.buffers()
-    for argument in (*value.args, *value.kwargs.values()):
-        if isinstance(argument, Tensor) and argument.dim():
-            yield argument
 
 
 def kind_of_weights(plan: NetPlan, value: Value) -> Kind | Refusal:
@@ -116,7 +107,7 @@ def _weights(plan: NetPlan, value: Value) -> Iterator[Tensor]:
     if operation.norm:
         return
     if value.declared is not None:
-        yield from (tensor for tensor in _tensors(value) if tensor.is_floating_point())
+        yield from (tensor for tensor in value.tensors() if tensor.is_floating_point())
         return
     if value.module is not None:
         weight = getattr(value.module, "weight", None)

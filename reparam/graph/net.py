@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from reparam.graph.methods import Method
 from reparam.graph.sharing import with_own_graph
@@ -114,6 +114,15 @@ class Value:
         """Autocast and gradient modes under which it runs, as far as forwards change them."""
         changed = self.frame.trace.modes.get(self.node)
         return self.frame.mode if changed is None else (*self.frame.mode, changed)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Parameters and buffers of the module that is called, and tensors among the arguments."""
+        if self.module is not None:
+            yield from self.module.parameters()
+            yield from self.module.buffers()
+        for argument in (*self.args, *self.kwargs.values()):
+            if isinstance(argument, Tensor) and argument.dim():
+                yield argument
 
     @property
     def path(self) -> str:

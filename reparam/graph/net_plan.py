@@ -1,8 +1,10 @@
 """What happens to the values of one net, and the numbers that follow from it."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import final
+
+import torch
 
 from reparam.algebra import Affine, Refusal, substitute
 from reparam.algebra.bias_map import flattened
@@ -148,12 +150,14 @@ def folded(
     """The same, or without weights, or why a part of a planned formula is none by itself."""
     done: dict[Value, Affine] = {}
     result: Affine | Refusal = Affine({})
-    for v in (*absorbed(operations, inlined, value), value):
-        formula = operations[v].numbers(pending) if numeric else operations[v].structure
+    members = (*absorbed(operations, inlined, value), value)
+    device = _device(members) if numeric else None
+    for v in members:
+        formula = operations[v].numbers(pending, device) if numeric else operations[v].structure
         inner = {source: done[source] for source in formula.terms if source in done}
         result = substitute(formula, inner, trusted=True) if inner else formula
         if isinstance(result, Refusal) or any(root in inlined for root in result.terms):
-            result = _from_outside(operations, inlined, v, numeric=numeric)
+            result = _from_outside(operations, inlined, v, device, numeric=numeric)
         if isinstance(result, Affine):
             if names is not None and v in names:
                 (conv,) = result.terms.values()
@@ -162,19 +166,33 @@ def folded(
     return result
 
 
+def _device(values: Iterable[Value]) -> torch.device | None:
+    """Where the weights of some values are, and so the numbers of pools and scales, which are made on the CPU.
+
+    None, if they hold no tensor, or on a device without float64, where they come from the CPU, too.
+    """
+    device = next((tensor.device for value in values for tensor in value.tensors()), None)
+    return None if device is None or device.type == "mps" else device
+
+
 def _from_outside(
-    operations: Mapping[Value, Operation], inlined: Container[Value], value: Value, *, numeric: bool = True
+    operations: Mapping[Value, Operation],
+    inlined: Container[Value],
+    value: Value,
+    device: torch.device | None,
+    *,
+    numeric: bool = True,
 ) -> Affine | Refusal:
     """The same, one operation after the other from the last to the first.
 
     A layer between two changes of layout is a convolution, and a part of the three behind a convolution is none.
     """
-    formula: Affine | Refusal = operations[value].numbers() if numeric else operations[value].structure
+    formula: Affine | Refusal = operations[value].numbers(device=device) if numeric else operations[value].structure
     while isinstance(formula, Affine):
         inside = [root for root in formula.terms if isinstance(root, Value) and root in inlined]
         if not inside:
             break
         last = max(inside, key=lambda root: root.index)
-        inner = operations[last].numbers() if numeric else operations[last].structure
+        inner = operations[last].numbers(device=device) if numeric else operations[last].structure
         formula = substitute(formula, {last: inner}, trusted=True)
     return formula

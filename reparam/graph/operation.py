@@ -4,6 +4,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
+import torch
 from torch import Tensor
 
 from reparam.algebra import Affine, Conv, Pending
@@ -78,13 +79,18 @@ class Operation:
         """Whether a scale and shift of its value is one of its inputs."""
         return self.relays or self.moves
 
-    def numbers(self, pending: bool = False) -> Affine:
-        """The formula with numbers; ``pending``: large weights are computed later, when the formula is complete."""
+    def numbers(self, pending: bool = False, device: torch.device | None = None) -> Affine:
+        """The formula with numbers.
+
+        Args:
+            pending: whether large weights are computed later, when the formula is complete.
+            device: where they are; None: where they were made.
+        """
         terms = {
-            value: _with(conv, self.weights[value](), pending) if value in self.weights else conv
+            value: _with(conv, self.weights[value]().to(device=device), pending) if value in self.weights else conv
             for value, conv in self.terms.items()
         }
-        return Affine(terms, self.bias is not None, None if self.bias is None else self.bias())
+        return Affine(terms, self.bias is not None, None if self.bias is None else self.bias().to(device=device))
 
 
 def _with(conv: Conv, weight: Tensor, pending: bool) -> Conv:

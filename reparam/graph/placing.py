@@ -110,7 +110,7 @@ def place(
     crossing = site.crossing(members)
     covered = [value for member in members for value in operations[member].covers]
     if crossing:
-        return Refusal("entry_point", crossing, "exclude that entry point")
+        return Refusal("entry_point", crossing, "compute them in one method, whatever its arguments are")
     path = [reader]
     while len(operations[path[-1]].terms) == 1:
         (source,) = operations[path[-1]].terms
@@ -137,7 +137,7 @@ def place(
         if isinstance(result, Place):
             return result
         reasons.append(result)
-    return Refusal("place", reasons[0], "put the operations into one module")
+    return Refusal("place", reasons[0], "change that, or compute it in a module of its own")
 
 
 def _size(operation: Operation) -> tuple[bool, int, int]:
