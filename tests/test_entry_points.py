@@ -110,9 +110,29 @@ def test_no_convolution_takes_up_a_norm_behind_the_end_of_a_method(name: str) ->
     assert reasons == {f"{name} of the model can be called by itself"}
 
 
+def test_a_head_that_is_given_the_result_of_another_entry_point() -> None:
+    def head(self: Any, y: Tensor) -> Tensor:
+        return self.c(y)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.n(self.head(self.embed(x))).relu()
+
+    entries_stay_right(net(forward=forward, embed=summed, head=head), "embed", "head", conv=2, norm=1)
+
+
 def test_a_private_method_may_be_joined_with_what_is_behind_it() -> None:
     model = net(forward=lambda self, x: self.n(self._convolved(x)).relu(), _convolved=lambda self, x: self.c(x))
     entries_stay_right(model, conv=1, norm=0)
+
+
+def test_a_helper_that_is_given_what_was_computed_on_the_way() -> None:
+    def normed(self: Any, y: Tensor) -> Tensor:
+        return self.n(y)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return torch.relu(self.normed(self.c(x)) + self.a(x))
+
+    entries_stay_right(net(forward=forward, normed=normed), conv=1, norm=0, add=0)
 
 
 def test_a_helper_that_is_called_for_every_branch() -> None:

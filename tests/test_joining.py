@@ -39,11 +39,11 @@ class Functions(nn.Module):
         self.a, self.b, self.c = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(4, 8, 1, bias=False), nn.Conv2d(4, 8, 1)
         self.norm = nn.BatchNorm2d(8)
 
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return F.pixel_shuffle(self.a(x) + self.c(x), 2), F.pixel_shuffle(self.norm(self.b(x)), 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, second = self.parts(x)
+        first, second = self._parts(x)
         return torch.relu(first + second)
 
 
@@ -51,7 +51,7 @@ class ReadTwice(Functions):
     """A shuffled branch is also a result."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = self.parts(x)
+        first, second = self._parts(x)
         return torch.relu(first + second), first
 
 

@@ -2277,7 +2277,7 @@ def add_all(*values: Tensor, scale: float = 1.0) -> Tensor:
 
 
 class HelperFunctions(Two):
-    def combine(self, x: Tensor, act: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def _combine(self, x: Tensor, act: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         y = add_all(self.a(x), self.b(x), scale=0.5)
         return y if act is None else act(y)
 
@@ -2285,7 +2285,7 @@ class HelperFunctions(Two):
         def twice(value: Tensor) -> Tensor:
             return value * 2
 
-        return self.combine(x, act=lambda value: torch.relu(twice(value)))
+        return self._combine(x, act=lambda value: torch.relu(twice(value)))
 
 
 class ParametersInConditions(Two):

@@ -61,7 +61,7 @@ class Edit:
         """Whether a method changes, and no region reaches across its ends."""
         changes = any(self.frame.locals[value] in method.inside for _, value in self.passed)
         for fused in self.regions:
-            values = {*fused.plan.absorbed(fused.value), fused.place.at}
+            values = {*fused.plan.weighing(fused.value), *fused.place.passed, fused.place.at}
             nodes = {self.frame.locals[value] for value in values if value in self.frame.locals}
             if nodes & method.inside:
                 changes = True

@@ -100,8 +100,28 @@ class EntryPoints:
 
 
 def _entry_points(traced: Trace) -> frozenset[str]:
-    calls = Counter(name for name, _ in {call for calls in traced.within.values() for call in calls})
-    return frozenset(name for name, count in calls.items() if is_entry_point(name, count))
+    """Methods that a forward calls and that may be called by a user, too.
+
+    One whose name does not say so is one if it is given what the forward is given, or the result of another one, and
+    not what the forward has computed on the way.
+    """
+    counted = Counter(name for name, _ in {call for calls in traced.within.values() for call in calls})
+    given: dict[tuple[str, int], list[fx.Node]] = {}
+    for node, calls in traced.within.items():
+        for call in calls:
+            sources = (source for source in node.all_input_nodes if call not in traced.within.get(source, ()))
+            given.setdefault(call, []).extend(sources)
+    found: set[str] = set()
+    for (name, _), inputs in given.items():
+        outer = all(
+            source.op in ("placeholder", "get_attr")
+            or source.meta.get(PLAIN)
+            or any(other in found for other, _ in traced.within.get(source, ()))
+            for source in inputs
+        )
+        if is_entry_point(name, counted[name], outer):
+            found.add(name)
+    return frozenset(found)
 
 
 def used_in_part(frame: Frame, values: Iterable[Value]) -> str:

@@ -14,6 +14,10 @@ from reparam.graph.mentions import Mention, mentions
 ENTRY_NAMES: Final = ("forward_", "get_", "extract", "encode", "decode", "features")
 OWN: Final = frozenset(name for name in dir(nn.Module)) | {"forward"}
 AFTER_FUSING: Final = re.compile("forward.*(fus|deploy|reparam)|(fus|deploy|reparam).*forward")
+SETTING_UP: Final = re.compile(
+    "(add|build|convert|export|freeze|fuse|init|load|log|make|print|prune|register|replace|reset|save|set|switch|unfreeze"
+    "|update)(_|$)"
+)
 TENSORS: Final = frozenset(("weight", "bias", "running_mean", "running_var"))
 TORCH: Final = "torch.nn.modules"
 MOST: Final = 4096  # methods that are remembered
@@ -56,13 +60,16 @@ def is_method(kind: type, code: CodeType) -> bool:
     return function is not None and function.__code__ is code
 
 
-def is_entry_point(name: str, calls: int) -> bool:
+def is_entry_point(name: str, calls: int, outer: bool) -> bool:
     """Whether a method that a forward calls may be called by a user, too.
 
-    A public one may, unless its forward calls it several times and its name does not say what it computes.
+    Args:
+        name: of the method, with a path if it is that of a child.
+        calls: how often the forward calls it.
+        outer: whether it is only given what the forward, or another entry point, is given or returns.
     """
     name = name.rpartition(".")[2]
-    return name.startswith(ENTRY_NAMES) or (calls == 1 and not name.startswith("_"))
+    return name.startswith(ENTRY_NAMES) or (calls == 1 and outer and not name.startswith("_"))
 
 
 def _function(kind: type, name: str) -> FunctionType | None:
@@ -97,15 +104,18 @@ def _names(code: CodeType) -> tuple[str, ...]:
 
 
 def _uncalled(kind: type) -> Iterator[tuple[str, frozenset[str]]]:
-    """Methods that the forward does not call, with what they use.
+    """Public methods that the forward does not call, with what they use.
 
     One that is named as the forward of a fused module (``forward_fuse``) is left out: it is right once the norms that
-    it skips are folded. Of one that can be called without data, only what it calls itself counts.
+    it skips are folded; so is one that sets up the module (``set_in_channels``, ``reset_classifier``). Of one that can
+    be called without data, only what it calls itself counts.
     """
     reached = _reached(kind, "forward")
     names = {name: None for base in kind.__mro__ if not base.__module__.startswith(TORCH) for name in vars(base)}
     for name in names:
-        if name in reached or name in OWN or name.startswith("__") or AFTER_FUSING.search(name):
+        if name in reached or name in OWN or name.startswith("_"):
+            continue
+        if AFTER_FUSING.search(name) or SETTING_UP.match(name):
             continue
         function = _function(kind, name)
         given = None if function is None else _data(function)
@@ -121,9 +131,8 @@ def _used(mention: Mention, given: bool) -> str:
     """The path up to the module that is called, or of which the weights are read; empty if it is neither."""
     if not (given or mention.called):
         return ""
-    parts = mention.path.split(".")
-    ends = (at for at, part in enumerate(parts) if part == "forward" or (given and part in TENSORS))
-    return ".".join(parts[: next(ends, len(parts))])
+    path, _, last = mention.path.rpartition(".")
+    return path if last == "forward" or (given and last in TENSORS) else mention.path
 
 
 def _data(function: FunctionType) -> bool | None:

@@ -48,7 +48,7 @@ class Fused:
 
 def mixed(plan: NetPlan, value: Value) -> Refusal | None:
     """Why the weights of a region cannot be put together: several data types or devices."""
-    members = plan.members(value)
+    members = plan.weighing(value)
     kinds = {tensor.dtype for member in members for tensor in _weights(plan, member)}
     if len(kinds) > 1:
         return Refusal("dtype", f"weights of several data types: {sorted(map(str, kinds))}", "use one data type")

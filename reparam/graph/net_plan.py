@@ -99,12 +99,19 @@ class NetPlan:
         joined = [wrap.joined for wrap in self.wraps.get(value, ()) if wrap.joined is not None]
         return [*(m for other in joined for m in self.members(other)), *self.absorbed(value), value]
 
+    def weighing(self, value: Value) -> list[Value]:
+        """All values whose numbers the formula of a value is made of."""
+        return [*self.members(value), *(wrap.norm for wrap in self.wraps.get(value, ()))]
+
     def numbers(self, value: Value) -> Affine:
         """The formula of a value with weights."""
-        formula = numbers(self.operations, self.inlined, value, self.groupings.get(value), pending=True)
+        device = _device(self.weighing(value))
+        formula = numbers(self.operations, self.inlined, value, self.groupings.get(value), device, pending=True)
         for wrap in self.wraps.get(value, ()):
-            joined = wrap.joined
-            other = numbers(self.operations, self.inlined, wrap.norm) if joined is None else self.numbers(joined)
+            if wrap.joined is None:
+                other = numbers(self.operations, self.inlined, wrap.norm, device=device)
+            else:
+                other = self.numbers(wrap.joined)
             result = wrapped(formula, value, wrap, other)
             if isinstance(result, Refusal):
                 raise AssertionError(f"a planned formula cannot be computed: {result}")
@@ -120,6 +127,7 @@ def numbers(
     inlined: Container[Value],
     value: Value,
     names: Mapping[Value, Value] | None = None,
+    device: torch.device | None = None,
     *,
     pending: bool = False,
 ) -> Affine:
@@ -130,9 +138,10 @@ def numbers(
         inlined: what is put in.
         value: whose formula it is.
         names: by branch, another name for its one input, so that it is not joined with the others.
+        device: where the numbers meet; None: where the weights of the operations are.
         pending: whether large weights are left to be computed, see ``reparam.algebra.Pending``.
     """
-    result = folded(operations, inlined, value, names, pending=pending)
+    result = folded(operations, inlined, value, names, device, pending=pending)
     if isinstance(result, Refusal):
         raise AssertionError(f"a planned formula cannot be computed: {result}")
     return result
@@ -143,6 +152,7 @@ def folded(
     inlined: Container[Value],
     value: Value,
     names: Mapping[Value, Value] | None = None,
+    device: torch.device | None = None,
     *,
     pending: bool = False,
     numeric: bool = True,
@@ -151,7 +161,7 @@ def folded(
     done: dict[Value, Affine] = {}
     result: Affine | Refusal = Affine({})
     members = (*absorbed(operations, inlined, value), value)
-    device = _device(members) if numeric else None
+    device = _device(members) if numeric and device is None else device
     for v in members:
         formula = operations[v].numbers(pending, device) if numeric else operations[v].structure
         inner = {source: done[source] for source in formula.terms if source in done}
