@@ -1,5 +1,6 @@
 """Read a model from its root; parts that are opaque become roots of their own."""
 
+import operator
 from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, Final
@@ -12,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from reparam.graph.arguments import HOLE, default_arguments
 from reparam.graph.constants import put_constants
 from reparam.graph.examples import Call, Examples
+from reparam.graph.items import read_before
 from reparam.graph.leaves import CLOSED, SHARED, hooks, is_leaf
 from reparam.graph.likeness import Likeness
 from reparam.graph.net import Declared, Frame, Net, Reading, Value
@@ -175,6 +177,8 @@ class _Reader:
                 continue
             args, kwargs = resolve(node.args, frame.env), resolve(node.kwargs, frame.env)
             picked = pick(node, args)
+            if picked is NOTHING and node.target is operator.getitem:
+                picked = read_before(net, frame, node, args) or NOTHING
             if picked is not NOTHING:
                 self._bind(frame, node, picked)
                 continue
