@@ -177,7 +177,7 @@ def _has_real_weights(value: Value) -> bool:
         layer = kind is not None and issubclass(kind, LAYERS)
         return layer and isinstance(weight, Tensor) and weight.is_floating_point()
     weight = value.args[1] if len(value.args) > 1 else value.kwargs.get("weight")
-    called = name_of(value) in CONVS or name_of(value) == "linear"
+    called = name_of(value) in (*CONVS, *NORMS, "linear")
     return called and isinstance(weight, Tensor) and weight.is_floating_point()
 
 

@@ -17,6 +17,7 @@ from reparam.graph.items import read_before
 from reparam.graph.leaves import CLOSED, SHARED, hooks, is_leaf
 from reparam.graph.likeness import Likeness
 from reparam.graph.net import Declared, Frame, Net, Reading, Value
+from reparam.graph.outcomes import settled
 from reparam.graph.sharing import can_be_shared, of_its_like
 from reparam.graph.signatures import signature_of
 from reparam.graph.structures import NOTHING, key_of, pick, resolve, spec_of, values_in
@@ -114,6 +115,8 @@ class _Reader:
             traced = self._of_its_like(module, arguments)
             if isinstance(traced, Unread) and self.calls is not None:
                 traced = trace(module, arguments, Examples(self.calls, path))
+            if isinstance(traced, Trace) and traced.otherwise:
+                traced = settled(traced, lambda net, frame: self._run(net, frame, Counter()))
             self.traces[key] = traced
             self.kept.append(module)
         return self.traces[key]

@@ -1,0 +1,126 @@
+"""Regions as detectors and sequence models write them: frozen norms with two forms, crops, casts, accumulators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import SIZES, C, becomes, conv, images, ready
+from torch import Tensor, nn
+
+import reparam
+
+# --- a frozen norm that asks whether its input requires a gradient --------------------------------
+
+
+class FrozenNorm(nn.Module):
+    """``FrozenBatchNorm2d`` as detectron2 writes it."""
+
+    def __init__(self, channels: int = C, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.num_features, self.eps = channels, eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels) - eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            scale = self.weight * (self.running_var + self.eps).rsqrt()
+            bias = self.bias - self.running_mean * scale
+            scale = scale.reshape(1, -1, 1, 1)
+            bias = bias.reshape(1, -1, 1, 1)
+            out_dtype = x.dtype
+            return x * scale.to(out_dtype) + bias.to(out_dtype)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+
+
+class Swapped(FrozenNorm):
+    """The condition the other way round."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.requires_grad:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return x * scale[:, None, None] + (self.bias - self.running_mean * scale)[:, None, None]
+
+
+class Bottleneck(nn.Module):
+    """A block of a detector's backbone."""
+
+    def __init__(self, norm: Callable[[], nn.Module], short: bool = False) -> None:
+        super().__init__()
+        self.conv1, self.norm1, self.conv2, self.norm2 = conv(1), norm(), conv(3), norm()
+        self.short = nn.Sequential(conv(1), norm()) if short else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu_(self.norm1(self.conv1(x)))
+        return F.relu_(self.norm2(self.conv2(y)) + self.short(x))
+
+
+@pytest.mark.parametrize("norm", [FrozenNorm, Swapped])
+@pytest.mark.parametrize("short", [False, True])
+def test_a_frozen_norm_with_two_forms_goes(norm: type[FrozenNorm], short: bool) -> None:
+    model = ready(Bottleneck(norm, short))
+    fused = becomes(model, *map(images, SIZES), conv=2 + short, norm=0, add=1, calls=5 + short)
+    with torch.enable_grad():
+        x = images().requires_grad_()
+        assert torch.allclose(model(x * 1), fused(x * 1), rtol=1e-10, atol=1e-10)
+
+
+def test_a_frozen_norm_with_two_forms_goes_without_numbers_too() -> None:
+    with torch.device("meta"):
+        empty = Bottleneck(FrozenNorm, short=True)
+    fused = reparam.fuse(ready(Bottleneck(FrozenNorm, short=True)))
+    assert reparam.fuse(empty.eval()).state_dict().keys() == fused.state_dict().keys()
+
+
+class WithoutShift(FrozenNorm):
+    """Its two forms differ: one has no shift."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            return x * (self.weight * (self.running_var + self.eps).rsqrt()).reshape(1, -1, 1, 1)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+class OtherEps(FrozenNorm):
+    """Its two forms differ a little."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + 1.001 * self.eps).rsqrt()
+        if x.requires_grad:
+            return x * scale.view(1, -1, 1, 1) + (self.bias - self.running_mean * scale).view(1, -1, 1, 1)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+class Clipped(FrozenNorm):
+    """One of its forms is not linear."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        z = x * scale.view(1, -1, 1, 1) + (self.bias - self.running_mean * scale).view(1, -1, 1, 1)
+        return z if x.requires_grad else y.clamp(-1, 1)
+
+
+class OnTheLastAxis(FrozenNorm):
+    """One of its forms has channels on the last axis."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        if x.requires_grad:
+            return x * scale + (self.bias - self.running_mean * scale)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+@pytest.mark.parametrize("norm", [WithoutShift, OtherEps, Clipped, OnTheLastAxis])
+def test_a_norm_whose_forms_differ_stays(norm: type[FrozenNorm]) -> None:
+    model = ready(nn.Sequential(conv(3), norm()))
+    fused = becomes(model, images((C, C)), conv=1, norm=1)
+    x = images((C, C)).requires_grad_()
+    assert torch.equal(model[1](x), fused[1](x))
