@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from nets import SIZES, C, becomes, conv, images, ready
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import reparam
 
@@ -124,3 +125,57 @@ def test_a_norm_whose_forms_differ_stays(norm: type[FrozenNorm]) -> None:
     fused = becomes(model, images((C, C)), conv=1, norm=1)
     x = images((C, C)).requires_grad_()
     assert torch.equal(model[1](x), fused[1](x))
+
+
+# --- crops of causal convolutions -----------------------------------------------------------------
+
+
+class Chomp(nn.Module):
+    """What a temporal convolutional network crops behind."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, : -self.size].contiguous()
+
+
+class Causal(nn.Module):
+    """A causal convolution beside a convolution of one tap."""
+
+    def __init__(self, normed: bool = False, shortfall: int = 0) -> None:
+        super().__init__()
+        long = nn.Conv1d(C, C, 3, padding=4, dilation=2)
+        self.long = nn.Sequential(parametrizations.weight_norm(long) if normed else long, Chomp(4 - shortfall))
+        self.down = nn.Conv1d(C, C, 1, padding=shortfall and 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.long(x) + self.down(x))
+
+
+def sounds(length: int) -> Tensor:
+    return images((length,))
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_crop_that_is_made_contiguous_goes_into_a_sum(normed: bool) -> None:
+    becomes(ready(Causal(normed)), sounds(11), sounds(12), sounds(4), conv=1, add=0, convs=1)
+
+
+def test_a_cropped_convolution_whose_taps_lie_elsewhere_stays_apart() -> None:
+    becomes(ready(Causal(shortfall=2)), sounds(11), sounds(12), conv=2, add=1)
+
+
+def test_a_norm_behind_a_crop_goes() -> None:
+    causal = nn.Sequential(nn.Conv1d(C, C, 3, padding=2), Chomp(2), nn.BatchNorm1d(C), nn.ReLU())
+    becomes(ready(causal), sounds(11), sounds(12), conv=1, norm=0)
+
+
+def test_a_crop_that_is_read_elsewhere_too_stays() -> None:
+    class Both(Causal):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.long[0](x)[:, :, :-4]
+            return torch.relu(y.contiguous() + self.down(x)) * y
+
+    becomes(ready(Both()), sounds(11), sounds(12), conv=2, add=1)
