@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import SIZES, C, becomes, conv, images, ready
+from nets import SIZES, C, becomes, conv, conv_norm, images, ready
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -179,3 +180,139 @@ def test_a_crop_that_is_read_elsewhere_too_stays() -> None:
             return torch.relu(y.contiguous() + self.down(x)) * y
 
     becomes(ready(Both()), sounds(11), sounds(12), conv=2, add=1)
+
+
+# --- casts, accumulators, scales whose shape is read ----------------------------------------------
+
+
+class Branches(nn.Module):
+    """A 3x3 and a 1x1 branch; a function says how they are summed."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.function = conv_norm(3), conv_norm(1), function
+        self.scale = nn.Parameter(torch.ones(C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def accumulated(net: Any, x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    for branch in (net.a, net.b):
+        y = y + branch(x)
+    return y * net.scale.view(-1, 1, 1)
+
+
+def accumulated_in_place(net: Any, x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    for branch in (net.a, net.b):
+        y += branch(x)
+    return y
+
+
+def accumulated_from_none(net: Any, x: Tensor) -> Tensor:
+    y: Any = None
+    for branch in (net.a, net.b):
+        y = branch(x) if y is None else y + branch(x)
+    return y
+
+
+def scaled_by_channels(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x) + net.b(x)
+    _, c, _, _ = y.shape
+    return y * net.scale.view(1, c, 1, 1)
+
+
+ONE: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a cast to the type of the input": lambda net, x: net.a(x).to(x.dtype) + net.b(x),
+    "a cast to the input": lambda net, x: net.a(x).to(x) + net.b(x).type_as(x),
+    "a cast by name": lambda net, x: net.a(x) + net.b(x).to(dtype=x.dtype, device=x.device, non_blocking=True),
+    "a cast of a sum": lambda net, x: (net.a(x) + net.b(x)).to(x.dtype),
+    "zeros that are added to": accumulated,
+    "zeros that are written to": accumulated_in_place,
+    "nothing that is added to": accumulated_from_none,
+    "a scale for as many channels": scaled_by_channels,
+    "a scale for channels of the input": lambda net, x: (net.a(x) + net.b(x)) * net.scale.view(x.size(1), 1, 1),
+}
+
+
+@pytest.mark.parametrize("function", ONE.values(), ids=ONE.keys())
+def test_a_sum_becomes_one_convolution(function: Callable[[Any, Tensor], Tensor]) -> None:
+    becomes(ready(Branches(function)), *map(images, SIZES), conv=1, norm=0, add=0, calls=1)
+
+
+def test_a_scale_of_more_numbers_than_channels_is_none() -> None:
+    def widened(net: Any, x: Tensor) -> Tensor:
+        b, c, _, _ = x.shape
+        return (net.a(x) + net.b(x)) * net.scale.view(c // c, c, b // b, 1)
+
+    becomes(ready(Branches(widened)), *map(images, SIZES), conv=1, norm=0, add=0, calls=2)
+
+
+def in_half(net: Any, x: Tensor) -> Tensor:
+    return net.a(x).to(torch.float32).to(x.dtype) + net.b(x)
+
+
+def of_numbers(net: Any, x: Tensor) -> Tensor:
+    return ((x * 2).to(torch.int64) * net.scale.view(-1, 1, 1)).to(torch.float32).to(x.dtype) + net.b(x)
+
+
+def under_autocast(net: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net.a[0](x.float())
+        return y.to(x.dtype) + net.b(x)
+
+
+def of_another_type(net: Any, x: Tensor) -> Tensor:
+    y = torch.zeros_like(x, dtype=torch.float32)
+    return (y + net.a(x).float()) + net.b(x)
+
+
+@pytest.mark.parametrize("function", [in_half, of_numbers, of_another_type])
+def test_a_cast_that_rounds_stays(function: Callable[[Any, Tensor], Tensor]) -> None:
+    becomes(ready(Branches(function)), *map(images, SIZES), norm=0, add=2 if function is of_another_type else 1)
+
+
+def test_a_cast_under_autocast_stays() -> None:
+    model = ready(Branches(under_autocast)).float()
+    x = images().float()
+    expected, found = model(x), reparam.fuse(model)(x)
+    assert found.dtype == expected.dtype
+    assert torch.allclose(found, expected, rtol=0.05, atol=0.1)
+
+
+def test_a_cast_to_whole_numbers_stays() -> None:
+    class Rounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.scale = conv(1), nn.BatchNorm2d(C), nn.Parameter(torch.ones(C, 1, 1))
+
+        def forward(self, x: Tensor, whole: Tensor) -> Tensor:
+            return self.norm(self.conv(x).to(whole.dtype).to(x.dtype))
+
+    becomes(ready(Rounded()), (images(), images().long()), conv=1, norm=1)
+
+
+def test_zeros_that_widen_what_is_added_stay() -> None:
+    class Widening(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(C, 1, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.zeros_like(x) + self.conv(x)
+
+    becomes(ready(Widening()), *map(images, SIZES), conv=1, add=1)
+
+
+def test_zeros_of_another_size_stay() -> None:
+    class Shrinking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(C, C, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.zeros_like(x) + self.conv(x)
+
+    becomes(ready(Shrinking()), images((3, 3)), conv=1, add=1)
