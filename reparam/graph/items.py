@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from reparam.graph.calls import name_of
 from reparam.graph.channels import SPLITS
-from reparam.graph.effects import Effects
+from reparam.graph.effects import Effects, written
 from reparam.graph.net import Frame, Net, Value
 from reparam.graph.proxy import PLAIN
 from reparam.graph.structures import key_of
@@ -54,6 +54,8 @@ def _ends(part: slice) -> tuple[Any, ...]:
 
 def _untouched(net: Net, source: Value, first: Value) -> bool:
     """Whether nothing since the first reading may have changed what it read from."""
+    if not any(written(value) or _may_change(value) for value in net.values[first.index + 1 :]):
+        return True
     effects, now = Effects(net), len(net.values)
     return effects.stable([source], first.index, now) and not any(
         user.index > first.index and _may_change(user) for member in effects.sharing(source) for user in member.users
