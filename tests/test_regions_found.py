@@ -601,6 +601,84 @@ def test_added_products_that_are_no_scale() -> None:
     assert refusal.condition == "both factors depend on the input"
 
 
+class Branches(nn.Module):
+    """A 3x3 and a 1x1 branch, whose inputs and sum are given by a function."""
+
+    def __init__(self, function: Callable[[Any, Any], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.function = conv_norm(3), conv_norm(1), function
+
+    def forward(self, x: Any) -> Tensor:
+        return self.function(self, x)
+
+
+ITEMS: dict[str, Callable[[Any, Any], Tensor]] = {
+    "of a dict": lambda net, x: net.a(x["image"]) + net.b(x["image"]),
+    "of a dict in a dict": lambda net, x: net.a(x["more"]["image"]) + net.b(x["more"]["image"]),
+    "of a list": lambda net, x: net.a(x["list"][1]) - net.b(x["list"][1]),
+    "a slice of images": lambda net, x: net.a(x["image"][:, :, :5]) + net.b(x["image"][:, :, :5]),
+    "a slice of the batch": lambda net, x: net.a(x["image"][1:]) + net.b(x["image"][1:]),
+    "a slice of channels": lambda net, x: net.a(x["wide"][:, :C]) + net.b(x["wide"][:, :C]),
+}
+
+
+def items(size: tuple[int, int]) -> tuple[dict[str, Any]]:
+    x, y = images(size), images(size, seed=1)
+    return ({"image": x, "more": {"image": y}, "list": [x, y], "wide": images(size, 2 * C)},)
+
+
+@pytest.mark.parametrize("function", ITEMS.values(), ids=ITEMS.keys())
+def test_an_item_that_is_read_twice_is_one_value(function: Callable[[Any, Any], Tensor]) -> None:
+    becomes(ready(Branches(function)), *map(items, SIZES), conv=1, norm=0, add=0, convs=1)
+
+
+def updated(net: Any, x: Any) -> Tensor:
+    y = net.a(x["image"])
+    x.update(image=y.relu())
+    return y + net.b(x["image"])
+
+
+def put(net: Any, x: Any) -> Tensor:
+    y = net.a(x["image"])
+    x["image"] = y.relu()
+    return y + net.b(x["image"])
+
+
+def turned(net: Any, x: Any) -> Tensor:
+    y = net.a(x["list"][1])
+    x["list"].reverse()
+    return y + net.b(x["list"][1])
+
+
+def taken(net: Any, x: Any) -> Tensor:
+    y = net.a(x["list"][0])
+    x["list"].pop(0)
+    return y + net.b(x["list"][0])
+
+
+def doubled(net: Any, x: Any) -> Tensor:
+    y = net.a(x["image"])
+    x["image"].mul_(2)
+    return y + net.b(x["image"])
+
+
+def written_in_part(net: Any, x: Any) -> Tensor:
+    y = net.a(x["image"][:, :, :5])
+    x["image"][:, :, 0] = 0.0
+    return y + net.b(x["image"][:, :, :5])
+
+
+@pytest.mark.parametrize("function", [updated, put, turned, taken, doubled, written_in_part])
+def test_an_item_that_was_changed_in_between_is_another_value(function: Callable[[Any, Any], Tensor]) -> None:
+    becomes(ready(Branches(function)), *map(items, SIZES), conv=2, add=1)
+
+
+def test_a_module_that_is_called_twice_is_named_where_a_sum_stays_apart() -> None:
+    model = ready(Branches(lambda net, x: net.a(x) + net.b(x) + net.a(x)))
+    (refusal,) = (refusal for refusal in reparam.plan(model).left if refusal.rule == "in_place")
+    assert "Sequential at a is called in between" in refusal.condition
+
+
 class Einsum(nn.Module):
     """Two kernels multiplied in forward."""
 

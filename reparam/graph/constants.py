@@ -16,6 +16,7 @@ from reparam.graph.calls import name_of, stock
 from reparam.graph.effects import aliased, written
 from reparam.graph.kinds import CONVS, NORMS, PRODUCTS, SUMS, passes_on
 from reparam.graph.net import Net, Value
+from reparam.graph.proxy import PLAIN
 from reparam.graph.structures import values_in
 
 CASTS: Final = frozenset(["to", "type", "type_as"])
@@ -73,9 +74,15 @@ def made_for(value: Value, terms: Container[Value]) -> tuple[Value, ...]:
         current = pending.pop()
         found[current] = None
         pending += [source for source in current.inputs if source not in terms and source not in found]
-    alone = all(user is value or user in found for source in found for user in source.users)
+    known = {value, *found}
+    alone = all(user in known or _is_unread(user) for source in found for user in source.users)
     closed = not any(source.returned or source.node.op == "placeholder" or source.module for source in found)
     return tuple(found) if alone and closed else ()
+
+
+def _is_unread(value: Value) -> bool:
+    """Whether a value is a size that nothing reads, as those in ``b, c, h, w = x.shape``."""
+    return not value.users and not value.returned and bool(value.node.meta.get(PLAIN))
 
 
 def _put_in(value: Value) -> list[Value]:
@@ -107,10 +114,11 @@ def _constant(value: Value, constants: Mapping[Value, Tensor]) -> Tensor | None:
     name, first = name_of(value), value.args[0] if value.args else None
     if isinstance(first, Value) and name_of(first) != "expand_as":
         first = constants.get(first, first)
-    fixed = not any(True for _ in values_in((value.args[1:], value.kwargs)))
+    rest = _with_one_size_open(value.args[1:]) if name in ("view", "reshape") else value.args[1:]
+    fixed = not any(True for _ in values_in((rest, value.kwargs)))
     if isinstance(first, Tensor) and name in SHAPING and fixed:
         try:
-            found = getattr(first, "__getitem__" if name == "getitem" else name)(*value.args[1:], **value.kwargs)
+            found = getattr(first, "__getitem__" if name == "getitem" else name)(*rest, **value.kwargs)
         except (IndexError, RuntimeError, TypeError):
             return None
         return found if isinstance(found, Tensor) else None
@@ -125,6 +133,15 @@ def _constant(value: Value, constants: Mapping[Value, Tensor]) -> Tensor | None:
     if name in NEW and isinstance(first, Value) and value.node.op == "call_method" and _is_real(first):
         return _made(NEW[name], value.args[1:], {"dtype": torch.float64, **value.kwargs})
     return None
+
+
+def _with_one_size_open(sizes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Sizes of which one is that of a value: it is what the number of elements leaves, or they would not fit."""
+    listed = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], list | tuple) else sizes
+    traced = [size for size in listed if isinstance(size, Value)]
+    if len(traced) != 1 or not traced[0].node.meta.get(PLAIN) or -1 in listed:
+        return sizes
+    return tuple(-1 if isinstance(size, Value) else size for size in listed)
 
 
 def _made(function: Callable[..., Tensor], args: tuple[Any, ...], options: Mapping[str, Any]) -> Tensor | None:
@@ -177,7 +194,7 @@ def _has_real_weights(value: Value) -> bool:
         layer = kind is not None and issubclass(kind, LAYERS)
         return layer and isinstance(weight, Tensor) and weight.is_floating_point()
     weight = value.args[1] if len(value.args) > 1 else value.kwargs.get("weight")
-    called = name_of(value) in CONVS or name_of(value) == "linear"
+    called = name_of(value) in (*CONVS, *NORMS, "linear")
     return called and isinstance(weight, Tensor) and weight.is_floating_point()
 
 

@@ -11,7 +11,7 @@ from reparam.graph.calls import name_of
 from reparam.graph.channels import SPLITS
 from reparam.graph.constants import constants_of, reads_type
 from reparam.graph.effects import pure, unused
-from reparam.graph.leaves import EXCLUDED, OUTSIDE
+from reparam.graph.leaves import EXCLUDED, OUTSIDE, is_leaf
 from reparam.graph.lift import Known, Lifting, lift
 from reparam.graph.net import Net, Value
 from reparam.graph.net_plan import NetPlan, numbers
@@ -138,8 +138,9 @@ class Draft:
         inner = self.plan.formulas[value] if inner is None else inner
         moved = [value, *(root for root in inner.terms if isinstance(root, Value))]
         gone = Either(self.plan.inlined, inlined)
-        if not self.plan.known.effects.stable(moved, value.index, reader.index, gone):
-            return Refusal("in_place", "memory that it reads is written in between", "use the operation that copies")
+        writer = self.plan.known.effects.writer(moved, value.index, reader.index, gone)
+        if writer is not None:
+            return _written_by(writer)
         if value.mode != reader.mode:
             why = "it runs under another autocast or gradient mode than its reader"
             return Refusal("mode", why, "run both under one mode")
@@ -218,6 +219,14 @@ class Draft:
     def refuse(self, value: Value, reader: Value, refusal: Refusal) -> None:
         """Note why ``value`` does not disappear into ``reader``."""
         self.plan.refusals[value, reader] = refusal.at(value.path, value.name, reader.name)
+
+
+def _written_by(writer: Value) -> Refusal:
+    """Why a value stays in front of an operation that writes, or may write, what it reads."""
+    if writer.module is None or is_leaf(writer.module):
+        return Refusal("in_place", "memory that it reads is written in between", "use the operation that copies")
+    why = f"{writer.name} at {writer.path} is called in between; it was not opened, and may write what it reads"
+    return Refusal("in_place", why, "see why it was not opened")
 
 
 def _structure(formula: Affine) -> Affine:

@@ -163,6 +163,10 @@ class Effects:
             value = self._parent[value]
         return value
 
+    def sharing(self, value: Value) -> list[Value]:
+        """All values that may share memory with ``value``, itself among them."""
+        return self._members[self.memory(value)]
+
     def _join(self, a: Value, b: Value) -> None:
         self._parent[self.memory(b)] = self.memory(a)
 
@@ -183,8 +187,14 @@ class Effects:
 
         Operations in ``gone`` do not count: they are absorbed, and then write nothing.
         """
-        return not any(
-            after < writer.index < before and writer not in gone
+        return self.writer(values, after, before, gone) is None
+
+    def writer(self, values: Iterable[Value], after: int, before: int, gone: Container[Value] = ()) -> Value | None:
+        """The operation that is in the way of ``stable``; None if none is."""
+        found = (
+            writer
             for value in values
             for writer in self._writes.get(self.memory(value), ())
+            if after < writer.index < before and writer not in gone
         )
+        return next(found, None)

@@ -42,6 +42,11 @@ PRODUCTS: Final = frozenset(["mul", "div"])
 ADDED_PRODUCTS: Final = frozenset(["addcmul", "addcdiv"])
 
 
+def keeps_channels(value: Value) -> bool:
+    """Whether the result has the channels of the input, of another type perhaps."""
+    return passes_on(value) or name_of(value) in ("to", "type_as", "zeros_like")
+
+
 def running_mean(value: Value) -> Any:
     """The running mean that a function is given: ``torch.nn.functional`` has it first, ``torch`` behind the shift."""
     first = value.node.target in (F.batch_norm, F.instance_norm)

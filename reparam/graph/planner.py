@@ -123,8 +123,7 @@ class _Planner:
                 if isinstance(root, Value) and self.draft.ok(root):
                     self.draft.refuse(root, reader, excluded)
             return False
-        changed = False
-        tried: set[Value] = set()
+        changed, tried = False, set[Value]()
         while True:
             seed = next(
                 (
@@ -145,7 +144,7 @@ class _Planner:
         if not self._may_pay(reader, seed):
             return False
         chosen: dict[Value, None] = {}
-        formula, refusal = self.draft.step(self.plan.formulas[reader], seed, reader, chosen)
+        formula, refusal = self._start(reader, seed, chosen)
         if refusal is not None:
             return self._look_behind(reader, seed, refusal)
         pending = [root for root in formula.terms if isinstance(root, Value)]
@@ -193,6 +192,15 @@ class _Planner:
         if refusal is not None:
             return self._look_behind(reader, seed, refusal)
         return self._commit(reader, seed, chosen, formula)
+
+    def _start(self, reader: Value, seed: Value, chosen: dict[Value, None]) -> tuple[Affine, Refusal | None]:
+        """A first value put into a reader; with a crop, if it is no more than ``contiguous()`` of that."""
+        formula, refusal = self.draft.step(self.plan.formulas[reader], seed, reader, chosen)
+        first = self.plan.operations[seed]
+        behind = [root for root in first.terms if root in formula.terms and self.draft.ok(root)]
+        if refusal is None and behind and first.hands_on and self.plan.operations[behind[0]].copies:
+            formula, _ = self.draft.step(formula, behind[0], reader, chosen)
+        return formula, refusal
 
     def _look_behind(self, reader: Value, seed: Value, refusal: Refusal) -> bool:
         """A step that was refused may be exact, or pay, together with what lies behind it."""

@@ -30,7 +30,7 @@ KEEPING: Final = frozenset(
     [
         *ACTIVATIONS, *DROPOUTS, "softmax", "contiguous", "clone", "alias", "detach", "neg", "abs", "exp", "sqrt", "to",
         "float", "half", "double", "type_as", "pad", "constant_pad_nd", "batch_norm", "instance_norm", "group_norm",
-        "layer_norm", "normalize", "roll", "flip", "transpose", "swapaxes", "narrow", "slice", "linear",
+        "layer_norm", "normalize", "roll", "flip", "transpose", "swapaxes", "narrow", "slice", "linear", "zeros_like",
     ]
 )  # fmt: skip
 

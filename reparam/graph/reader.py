@@ -1,5 +1,6 @@
 """Read a model from its root; parts that are opaque become roots of their own."""
 
+import operator
 from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, Final
@@ -12,9 +13,11 @@ from torch.optim.swa_utils import AveragedModel
 from reparam.graph.arguments import HOLE, default_arguments
 from reparam.graph.constants import put_constants
 from reparam.graph.examples import Call, Examples
+from reparam.graph.items import read_before
 from reparam.graph.leaves import CLOSED, SHARED, hooks, is_leaf
 from reparam.graph.likeness import Likeness
 from reparam.graph.net import Declared, Frame, Net, Reading, Value
+from reparam.graph.outcomes import settled
 from reparam.graph.sharing import can_be_shared, of_its_like
 from reparam.graph.signatures import signature_of
 from reparam.graph.structures import NOTHING, key_of, pick, resolve, spec_of, values_in
@@ -112,6 +115,8 @@ class _Reader:
             traced = self._of_its_like(module, arguments)
             if isinstance(traced, Unread) and self.calls is not None:
                 traced = trace(module, arguments, Examples(self.calls, path))
+            if isinstance(traced, Trace) and traced.otherwise:
+                traced = settled(traced, lambda net, frame: self._run(net, frame, Counter()))
             self.traces[key] = traced
             self.kept.append(module)
         return self.traces[key]
@@ -175,6 +180,8 @@ class _Reader:
                 continue
             args, kwargs = resolve(node.args, frame.env), resolve(node.kwargs, frame.env)
             picked = pick(node, args)
+            if picked is NOTHING and node.target is operator.getitem:
+                picked = read_before(net, frame, node, args) or NOTHING
             if picked is not NOTHING:
                 self._bind(frame, node, picked)
                 continue

@@ -16,8 +16,8 @@ from reparam.graph.kinds import (
     NORMS,
     SPATIAL_PADS,
     TRANSPOSED_CONVS,
+    keeps_channels,
     operands,
-    passes_on,
     running_mean,
 )
 from reparam.graph.matrices import channel_axes, product, subscripts
@@ -167,7 +167,7 @@ def _inherited(
     """The space that an operation passes on."""
     name = name_of(value)
     known = spaces.get(first) if first is not None else None
-    if passes_on(value):
+    if keeps_channels(value):
         return known
     if known is not None and _is_spatial(value, known):
         return known
@@ -265,7 +265,7 @@ def _backward(
     order = permutation(value, rank)
     if first is not None and order is not None and len(order) > space.axes:
         spaces.setdefault(first, Space(space.channels, len(order) - 1 - order[len(order) - 1 - space.axes]))
-    elif first is not None and (passes_on(value) or _is_spatial(value, space)):
+    elif first is not None and (keeps_channels(value) or _is_spatial(value, space)):
         spaces.setdefault(first, space)
     elif operands(value):
         for operand in value.inputs:

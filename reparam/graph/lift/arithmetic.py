@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reparam.algebra import Conv, Refusal, diagonal
 from reparam.algebra.sources import precise
-from reparam.graph.calls import argument, name_of
+from reparam.graph.calls import argument, name_of, tensor_input
 from reparam.graph.kinds import ADDED_PRODUCTS, PRODUCTS, SUMS, operands
 from reparam.graph.lift.base import Known, Lifted, constant_vector, full, identity_of, passed
 from reparam.graph.matrices import subscripts
@@ -99,6 +99,18 @@ def scale(value: Value, known: Known) -> Lifted:
         return Refusal("scale", "the factor is not one number per channel, or the channels are not known")
     numbers = (lambda: 1 / factor()) if name == "div" else factor
     return Operation("scale", {first: diagonal(space.channels, space.axes)}, {first: numbers}, arithmetic=True)
+
+
+def zeros(value: Value, known: Known) -> Lifted:
+    """``torch.zeros_like(x)``, where sums start: ``0 x``, so that it is checked to have the shape of what is added."""
+    source = tensor_input(value)
+    space = known.space(source)
+    if name_of(value) != "zeros_like" or len(value.args) != 1 or value.kwargs:
+        return None
+    if source is None or space is None or space.channels == 0:
+        return Refusal("scale", "the channels of its input are not known", "give example_inputs")
+    nothing = {source: full(space.channels, 0.0)}
+    return Operation("zeros", {source: diagonal(space.channels, space.axes)}, nothing, arithmetic=True)
 
 
 def added_product(value: Value, known: Known) -> Lifted:

@@ -9,8 +9,9 @@ from reparam.algebra import Refusal
 from reparam.graph.constants import made_for
 from reparam.graph.effects import written
 from reparam.graph.leaves import SHARED, hooks
-from reparam.graph.lift.arithmetic import added_product, arithmetic_sum, channel_product, scale
+from reparam.graph.lift.arithmetic import added_product, arithmetic_sum, channel_product, scale, zeros
 from reparam.graph.lift.base import Known, Lifted, Lifting, parametrized_in_training
+from reparam.graph.lift.casts import cast
 from reparam.graph.lift.channels import channel_assignment, channel_selection, channel_shuffle, concatenation
 from reparam.graph.lift.convs import conv_function, conv_module, conv_transpose_module
 from reparam.graph.lift.layouts import order_of_axes
@@ -30,9 +31,11 @@ LIFTINGS: Final[tuple[Lifting, ...]] = (
     linear_module,
     conv_transpose_module,
     passes_through,
+    cast,
     order_of_axes,
     arithmetic_sum,
     scale,
+    zeros,
     added_product,
     conv_function,
     norm_function,
