@@ -50,7 +50,7 @@ def settled(traced: Trace, run: Run) -> Trace:
     written_out = next((frame.trace for frame in net.frames if frame not in normed), None)
     if written_out is None:
         return traced
-    named = {name: getattr(written_out, name) for name in ("graph", "inputs", "tensors", "entries")}
+    named = {name: getattr(written_out, name) for name in ("graph", "inputs", "tensors", "within")}
     return replace(outcomes[0], **named)
 
 
