@@ -6,13 +6,15 @@ generated anew would leave it behind.
 """
 
 import itertools
+import operator
 from collections.abc import Iterator, Sequence
 from typing import TypeGuard, final
 
 from torch import fx, nn
 
-from reparam.graph.arguments import HOLE, ArgumentSpec, default_arguments, has_hole
-from reparam.graph.net import Frame
+from reparam.graph.arguments import HOLE, ArgumentSpec, default_arguments, has_hole, others
+from reparam.graph.leaves import is_leaf
+from reparam.graph.net import Frame, Value
 from reparam.graph.proxy import PLAIN
 from reparam.graph.signatures import parameters_of
 from reparam.graph.source import same_graph
@@ -95,6 +97,8 @@ def variants(frame: Frame, method: str = "forward") -> Iterator[tuple[str, Trace
     if isinstance(spec, Unread):
         return
     usual = frame.trace if method == "forward" else trace(module, spec, method=method)
+    if isinstance(usual, Trace) and usual.typed:
+        yield from _of_other_kinds(frame, usual, spec, method)
     first = next(iter(parameters), "")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty:
@@ -109,6 +113,30 @@ def variants(frame: Frame, method: str = "forward") -> Iterator[tuple[str, Trace
             continue  # it asks for this one
         if not (_has_one_outcome(usual) and _has_one_outcome(traced) and same_graph(traced.graph, usual.graph)):
             yield name, traced
+
+
+def _of_other_kinds(
+    frame: Frame, usual: Trace, spec: ArgumentSpec, method: str
+) -> Iterator[tuple[str, Trace | Unread]]:
+    """What a method does for an argument of another class than a tensor, where it asks for that."""
+    for name, kinds in usual.typed.items():
+        if method == "forward" and not _may_be_another(frame, usual, name):
+            continue
+        for other in others(kinds):
+            traced: Trace | Unread = Unread("it may be of a class that is not known")
+            if other is not None:
+                traced = trace(frame.module, {**spec, name: other}, method=method)
+            if not (isinstance(traced, Unread) and traced.raised):
+                yield name, traced
+                break
+
+
+def _may_be_another(frame: Frame, usual: Trace, name: str) -> bool:
+    """Whether an argument may be something else than a tensor: it comes from a user, or from a module of theirs."""
+    value = frame.env.get(usual.inputs[name])
+    if not isinstance(value, Value) or value.node.op == "placeholder" or value.node.target is operator.getitem:
+        return True
+    return value.module is not None and not is_leaf(value.module)
 
 
 def _if_none(module: nn.Module, spec: ArgumentSpec, name: str, method: str) -> Trace | None:

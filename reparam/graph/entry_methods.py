@@ -47,6 +47,11 @@ def codes_of(kind: type) -> Iterator[CodeType]:
             yield code
 
 
+def methods_of(kind: type, method: str) -> Iterator[object]:
+    """A method of a class, and the methods that it calls."""
+    return (_function(kind, name) for name in (method, *_reached(kind, method)))
+
+
 def outermost(frame: FrameType | None, codes: Mapping[CodeType, str]) -> str:
     """The outermost of some functions that a frame was called from; empty if none."""
     found = ""
@@ -66,9 +71,9 @@ def _called(kind: type) -> Iterator[str]:
     return (name for name in _reached(kind) if name.startswith(ENTRY_NAMES))
 
 
-def _reached(kind: type) -> set[str]:
+def _reached(kind: type, method: str = "forward") -> set[str]:
     """Methods of a class that its forward calls, directly or through other methods."""
-    pending, seen = ["forward"], {"forward"}
+    pending, seen = [method], {method}
     while pending:
         function = _function(kind, pending.pop())
         for name in getattr(getattr(function, "__code__", None), "co_names", ()):

@@ -4,6 +4,7 @@ In-place arithmetic and slice assignment become nodes that return their target, 
 target goes on holding the result, as it does in eager mode. With an example, sizes are concrete.
 """
 
+import dataclasses
 import dis
 import inspect
 import math
@@ -15,6 +16,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx
 from torch.fx.proxy import TraceError
+
+from reparam.graph.callers import LOOKS_UP, is_asked_for, is_looked_up, is_spelled
 
 EXAMPLE: Final = "example"  # node.meta: a meta tensor, or a structure of them, of the sizes of the example input
 PLAIN: Final = "plain"  # node.meta: the value is a size, a data type, ..., not a tensor
@@ -68,6 +71,21 @@ class Traced(fx.Proxy):
             raise TraceError(f"sets {name} of a value")
         super().__setattr__(name, value)
 
+    def __hash__(self) -> int:
+        if self.node.meta.get(PLAIN) and is_looked_up():
+            self.tracer.doubtful = LOOKS_UP  # type: ignore[attr-defined]
+        return id(self)
+
+    def __str__(self) -> str:
+        if self.node.meta.get(PLAIN) and is_spelled():
+            self.tracer.doubtful = LOOKS_UP  # type: ignore[attr-defined]
+        return super().__str__()
+
+    def __format__(self, form: str) -> str:
+        if self.node.meta.get(PLAIN) and is_spelled():
+            self.tracer.doubtful = LOOKS_UP  # type: ignore[attr-defined]
+        return super().__str__()
+
     def __iter__(self) -> Iterator[Any]:
         count = self.tracer.known_length(self.node)  # type: ignore[attr-defined]
         if count is not None:
@@ -98,6 +116,9 @@ class Traced(fx.Proxy):
                 return concrete
         if name in PLAIN_ATTRIBUTES:
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        if not hasattr(Tensor, name) and not self.node.meta.get(PLAIN) and is_asked_for():
+            self.tracer.on_question(self.node, None)  # type: ignore[attr-defined]
+            raise AttributeError(f"a tensor has no {name}")
         attribute = super().__getattr__(name)
         if name.endswith("_") and not name.endswith("__"):
             return lambda *args, **kwargs: self._write(attribute(*args, **kwargs))
@@ -174,6 +195,13 @@ def has_traced(value: Any) -> bool:
     if hasattr(kind, "__dataclass_fields__"):
         return any(has_traced(getattr(value, name)) for name in kind.__dataclass_fields__)
     return False
+
+
+def made_of_its_fields(kind: type) -> bool:
+    """Whether a data class makes an instance of its fields and nothing else."""
+    options = kind.__dataclass_params__  # type: ignore[attr-defined]
+    whole = options.init and all(field.init for field in dataclasses.fields(kind))
+    return whole and not hasattr(kind, "__post_init__") and "__new__" not in vars(kind)
 
 
 def meta(value: Any) -> Any:

@@ -78,8 +78,8 @@ class _Reader:
                 kinds = {type(module.get_submodule(name)) for name in result.written}
                 self._children_later(module, path, kinds)
                 continue
-            if result.otherwise:
-                self.branching[path] = result.branches
+            if result.several:
+                self.branching[path] = result.several
             nets.append(self._open(module, path, result, calls))
         return Reading(tuple(nets), dict(self.unread), dict(self.opaque), dict(self.branching)), calls
 
@@ -215,7 +215,7 @@ class _Reader:
         path = f"{frame.path}.{node.target}" if frame.path else str(node.target)
         if is_leaf(module) or type(module) in self.declared:
             return NOTHING
-        if frame.trace.otherwise:  # its call may be another one
+        if frame.trace.several:  # its call may be another one
             self.pending.append((module, path))
             return NOTHING
         reason = hooks(module)
@@ -232,7 +232,7 @@ class _Reader:
             traced = self._trace(module, path, {name: spec_of(value) for name, value in bound.items()})
         if isinstance(traced, Unread):
             self.tried.setdefault(path, traced)
-        if isinstance(traced, Unread) or traced.otherwise:
+        if isinstance(traced, Unread) or traced.several:
             self.pending.append((module, path))
             return NOTHING
         assert isinstance(bound, dict)

@@ -1,7 +1,6 @@
 """What is patched while forwards are read: calls of modules, reads of their tensors, and a few built-in functions."""
 
 import builtins
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,6 +12,9 @@ from torch import Tensor, nn
 from torch.fx.proxy import TraceError
 from torch.utils._device import _device_constructors
 
+from reparam.graph.beside import forget_state
+from reparam.graph.callers import asked_by_user
+from reparam.graph.code import forget_code
 from reparam.graph.entry_methods import forget_classes
 from reparam.graph.proxy import PLAIN, Traced, has_traced
 from reparam.graph.signatures import forget_signatures
@@ -44,8 +46,11 @@ def traced_builtins(opens: bool, numbers: bool) -> Iterator[None]:
         return value.tracer.create_proxy("call_function", plain_len, (value,), {}) if count is None else count
 
     def traced_isinstance(value: Any, kinds: Any) -> bool:
-        if type(value) is Traced and not value.node.meta.get(PLAIN) and plain_isinstance(_TENSOR, kinds):
-            return True
+        if type(value) is Traced and not value.node.meta.get(PLAIN):
+            if value.node.op == "placeholder" and asked_by_user(2):
+                ACTIVE[-1].on_question(value.node, kinds)
+            if plain_isinstance(_TENSOR, kinds):
+                return True
         answer = plain_isinstance(value, kinds)
         if plain_isinstance(value, nn.Module):
             ACTIVE[-1].on_kind(value, kinds, answer)
@@ -156,6 +161,8 @@ def _sized(name: str) -> Callable[..., Any]:
 def reading() -> Iterator[None]:
     """While it lasts, calls of modules and reads of their tensors are reported to the tracer that is at work."""
     forget_classes()
+    forget_code()
+    forget_state()
     forget_signatures()
     call, getattr_, setattr_ = nn.Module.__call__, nn.Module.__getattr__, nn.Module.__setattr__
     grad_enabled, functional_call = torch.is_grad_enabled, nn.utils.stateless._functional_call
@@ -185,7 +192,7 @@ def reading() -> Iterator[None]:
         setattr_(module, name, value)
 
     def traced_grad_enabled() -> Any:
-        if not ACTIVE or sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] in ("torch", "reparam"):
+        if not ACTIVE or not asked_by_user(2):
             return grad_enabled()
         return ACTIVE[-1].create_proxy("call_function", torch.is_grad_enabled, (), {})
 

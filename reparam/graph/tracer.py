@@ -15,11 +15,14 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.proxy import Scope, TraceError
 
+from reparam.graph.code import CATCHES, NOTHING, Code, inside, writes_arguments
 from reparam.graph.contents import same
 from reparam.graph.entry_methods import entry_codes, outermost
 from reparam.graph.examples import Examples
 from reparam.graph.lengths import length_in_code
-from reparam.graph.proxy import EXAMPLE, PLAIN, Traced, has_traced, is_plain, meta
+from reparam.graph.modes import current_mode
+from reparam.graph.proxy import EXAMPLE, PLAIN, Traced, has_traced, is_plain, made_of_its_fields, meta
+from reparam.graph.snapshot import Snapshot
 from reparam.graph.unread import calling_line
 from reparam.graph.watch import Watch
 
@@ -73,13 +76,17 @@ class Tracer(fx.Tracer):
         self.made: list[weakref.ref[Traced]] = []
         self.beside: dict[str, Any] = getattr(type(module).forward, "__globals__", {})
         self.returning = False
+        self.code: Code = NOTHING
+        self.doubtful = ""
+        self.typed: dict[str, list[Any]] = {}
+        self.snapshot: Snapshot | None = None
 
     def release(self) -> None:
         """Let go of the module: other code may keep the traced values that it got, as ``functools.cache`` does."""
         self.root = nn.Identity()
         self.examples = None
         self.tensors, self.before, self.paths = {}, {}, {}
-        self.kept, self.frontier = [], []
+        self.kept, self.frontier, self.snapshot = [], [], None
 
     def path(self, module: nn.Module) -> str | None:
         """Dotted path of a descendant, searched level by level; None for a stranger."""
@@ -122,6 +129,8 @@ class Tracer(fx.Tracer):
             example = self._example(node)
             if example is not None:
                 node.meta[EXAMPLE] = example
+        if self.code.catching and not self.returning and inside(sys._getframe(1), self.code.catching):
+            self.doubtful = CATCHES
         if self.methods:
             entry = outermost(sys._getframe(1), self.methods)
             if entry:
@@ -157,7 +166,7 @@ class Tracer(fx.Tracer):
             dataclasses.is_dataclass(a)
             and not isinstance(a, type)
             and has_traced(a)
-            and not _made_of_its_fields(type(a))
+            and not made_of_its_fields(type(a))
         ):
             raise TraceError(f"makes a {type(a).__name__}, which is more than its fields")
         if type(a) is torch.Size and self.returning:  # nodes hold it as a plain tuple
@@ -230,6 +239,11 @@ class Tracer(fx.Tracer):
         if path:
             self.kinds.append((path, kinds, answer))
 
+    def on_question(self, node: fx.Node, kinds: Any) -> None:
+        """Remember that the forward asked what an argument is; it may do something else for another one."""
+        if node.op == "placeholder":
+            self.typed.setdefault(str(node.target), []).append(kinds)
+
     def on_lack(self, module: nn.Module, name: str) -> None:
         """Remember that the forward asked a descendant for something that it does not have."""
         path = self.path(module)
@@ -239,6 +253,8 @@ class Tracer(fx.Tracer):
     def on_call(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A child on traced values is a node; on concrete ones it just runs."""
         if not has_traced((args, kwargs)):
+            if self.snapshot is not None:
+                self.snapshot.add(module)
             return forward(*args, **kwargs)
         path = self.path(module)
         if path is None:
@@ -249,6 +265,8 @@ class Tracer(fx.Tracer):
             "torch."
         ):
             raise TraceError(f"calls {type(module).__name__}, which overrides __call__")
+        if any(isinstance(a, list | dict) for a in (*args, *kwargs.values())) and writes_arguments(module):
+            raise TraceError(f"hands a list or dict to {path}, which changes its arguments")
         return self.create_proxy("call_module", path, args, kwargs)
 
     def known_length(self, node: fx.Node) -> int | None:
@@ -267,20 +285,3 @@ class Tracer(fx.Tracer):
         if len(self.asked) > len(self.answers):
             self.answers.append(True)
         return self.answers[len(self.asked) - 1]
-
-
-def _made_of_its_fields(kind: type) -> bool:
-    """Whether a data class makes an instance of its fields and nothing else."""
-    options = kind.__dataclass_params__  # type: ignore[attr-defined]
-    whole = options.init and all(field.init for field in dataclasses.fields(kind))
-    return whole and not hasattr(kind, "__post_init__") and "__new__" not in vars(kind)
-
-
-def current_mode() -> tuple[bool, ...]:
-    """Gradient and autocast modes that are on."""
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        torch.is_autocast_enabled("cpu"),
-        torch.is_autocast_enabled("cuda"),
-    )
