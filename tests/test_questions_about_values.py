@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from nets import C, call, conv, conv_norm, fuse_purely, images, owned, ready, same, stays_right
@@ -192,6 +194,66 @@ def test_an_object_that_counts() -> None:
     assert owned(fused.odd)["convs"] == 3
 
 
+class Slotted:
+    __slots__ = ("n",)
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def step(self) -> int:
+        self.n += 1
+        return self.n
+
+
+def stepping() -> Callable[[], int]:
+    n = 0
+
+    def step() -> int:
+        nonlocal n
+        n += 1
+        return n
+
+    return step
+
+
+HELD: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
+    "random": (lambda: random.Random(0), lambda held: held.random()),
+    "numpy": (lambda: np.random.default_rng(0), lambda held: held.random()),
+    "array": (lambda: np.zeros(2), lambda held: float(held.__iadd__(1)[0])),
+    "iterator in a dict": (lambda: {"it": iter(range(1, 99))}, lambda held: next(held["it"])),
+    "iterator in a list": (lambda: [iter(range(1, 99))], lambda held: next(held[0])),
+    "slots": (Slotted, lambda held: held.step()),
+    "closure": (stepping, lambda held: held()),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_state_that_an_attribute_holds(name: str) -> None:
+    make, draw = HELD[name]
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.both(x) * draw(net.held)
+
+    model, fused = fused_with(ready(made(forward)), lambda net: setattr(net, "held", make()))
+    for _ in range(3):
+        assert (model(X) - fused(X)).abs().max() < 1e-10
+
+
+def test_a_variable_of_the_function_around_a_forward() -> None:
+    def build() -> nn.Module:
+        n = [0]
+
+        def forward(net: Any, x: Tensor) -> Tensor:
+            n[0] += 1
+            return net.both(x) * n[0]
+
+        return ready(made(forward))
+
+    model, fused = build(), reparam.fuse(build())
+    for _ in range(3):
+        assert (model(X) - fused(X)).abs().max() < 1e-10
+
+
 class Counting(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -329,12 +391,27 @@ def type_is_list(net: Any, x: Any) -> Tensor:
     return net.both(x).relu()
 
 
+def asks_torch(net: Any, x: Any) -> Tensor:
+    return net.both(x if torch.is_tensor(x) else x[0]).relu()
+
+
+def class_is_list(net: Any, x: Any) -> Tensor:
+    return net.both(sum(x) if x.__class__ is list else x).relu()
+
+
+def has_a_shape(net: Any, x: Any) -> Tensor:
+    return net.both(x if hasattr(x, "shape") else x[0]).relu()
+
+
 def between_in_a_list(net: Any, x: Any) -> Tensor:
     y = net.c(x[0] if isinstance(x, list) else x)
     return net.n(y.relu() if isinstance(x, list) else y)
 
 
-@pytest.mark.parametrize("forward", [summed_list, joined_list, unless_tensor, type_is_list, between_in_a_list])
+@pytest.mark.parametrize(
+    "forward",
+    [summed_list, joined_list, unless_tensor, type_is_list, asks_torch, class_is_list, has_a_shape, between_in_a_list],
+)
 def test_a_tensor_or_a_list(forward: Callable[..., Tensor]) -> None:
     model = ready(made(forward))
     fused = fuse_purely(model)
@@ -499,6 +576,40 @@ def test_a_way_that_a_reading_does_not_show(forward: Callable[..., Tensor]) -> N
     stays_right(made(forward))
 
 
+PLAIN: dict[str, Callable[[Tensor], bool]] = {
+    "int": lambda x: isinstance(x.shape[2], int),
+    "tuple": lambda x: isinstance(x.shape, tuple),
+    "type": lambda x: type(x.shape[2]) is int,
+    "iterable": lambda x: not isinstance(x.size(2), Iterable),
+    "float": lambda x: isinstance(x.shape[2] / 2, float),
+    "dtype": lambda x: isinstance(x.dtype, torch.dtype),
+    "device": lambda x: isinstance(x.device, torch.device),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_class_of_a_size(name: str) -> None:
+    asks = PLAIN[name]
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.both(x) * (2 if asks(x) else 1)
+
+    stays_right(made(forward))
+
+
+@pytest.mark.parametrize("name", ["autocast", "inference"])
+def test_a_mode_that_is_asked_for(name: str) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        on = torch.is_autocast_enabled("cpu") if name == "autocast" else torch.is_inference_mode_enabled()
+        return net.both(x) * (2 if on else 1)
+
+    model = ready(made(forward))
+    fused = reparam.fuse(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16) if name == "autocast" else torch.inference_mode():
+        assert (model(X) - fused(X)).abs().max() < 1e-10
+    assert (model(X) - fused(X)).abs().max() < 1e-10
+
+
 @pytest.mark.parametrize(("forward", "reason"), [(catches, "catches errors"), (identity, "one object")])
 def test_the_reason_is_given(forward: Callable[..., Tensor], reason: str) -> None:
     plan = reparam.plan(ready(made(forward)))
@@ -541,6 +652,21 @@ def test_a_collection_that_a_child_fills(kind: Callable[[], Any]) -> None:
 
     model = made(forward)
     model.k = Collects()
+    stays_right(model)
+
+
+def test_a_list_to_which_a_child_adds_another() -> None:
+    class Adds(Two):
+        def forward(self, x: Tensor, found: list[Tensor]) -> Tensor:
+            found += [self.both(x)]
+            return x
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        return net.both(net.k(x, found)) + sum(found)
+
+    model = made(forward)
+    model.k = Adds()
     stays_right(model)
 
 

@@ -1,6 +1,7 @@
 """State beside a module that its forward may change: global variables, and attributes of its classes."""
 
 from collections.abc import Iterator
+from types import FunctionType
 from typing import Any, Final, final
 
 from torch import nn
@@ -37,9 +38,12 @@ class Beside:
                 scope[name] = OutOfReach(name)
             elif holds(value):
                 self.contents += contents_of(name, value)
+        for function in code_of(kind).functions:
+            if function.__closure__ is not None:
+                self.contents += contents_of(f"what {function.__name__} holds", function)
         for _, attributes in self._classes:
             for name, value in attributes.items():
-                if not name.startswith("_abc_") and holds(value):
+                if type(value) is not FunctionType and not name.startswith("_abc_") and holds(value):
                     self.contents += contents_of(name, value)
 
     def restore(self) -> str:

@@ -6,8 +6,11 @@ from functools import lru_cache
 from types import CodeType
 from typing import Final
 
+import torch
+
 from reparam.graph.entry_methods import MOST
 
+_IS_TENSOR: Final = torch.is_tensor.__code__
 LOOKS_UP: Final = "its forward looks up a size, data type or device of its input, or makes text of one"
 LOOKUPS: Final = frozenset(("get", "setdefault", "pop", "add", "update", "set", "frozenset", "dict"))
 _OF_MESSAGES: Final = (
@@ -25,7 +28,10 @@ _OF_MESSAGES: Final = (
 
 def asked_by_user(depth: int) -> bool:
     """Whether the function that many calls above is neither torch's nor of this library."""
-    return sys._getframe(depth).f_globals.get("__name__", "").partition(".")[0] not in ("torch", "reparam")
+    frame = sys._getframe(depth)
+    if frame.f_code is _IS_TENSOR and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_globals.get("__name__", "").partition(".")[0] not in ("torch", "reparam")
 
 
 def is_looked_up() -> bool:

@@ -15,6 +15,7 @@ from reparam.graph.entry_methods import MOST, methods_of
 CATCHES: Final = "its forward catches errors"
 COMPARES: Final = "its forward asks whether two values are one object"
 CHANGES: Final = frozenset(("append", "appendleft", "extend", "insert", "update", "setdefault", "pop", "clear"))
+_WRITES: Final = ("STORE_SUBSCR", "DELETE_SUBSCR", "BINARY_OP")
 _STANDARD: Final = ("torch", "reparam", "builtins", "numpy")
 _HELPERS: Final = 64  # functions that are looked into for one class
 _CODES: Final[dict[tuple[type, str], "Code"]] = {}
@@ -96,6 +97,18 @@ def _has(code: CodeType, operation: str) -> bool:
     return dis.opmap[operation] in code.co_code[::2]
 
 
+def _steps(code: CodeType) -> list[tuple[str, Any, str]]:
+    """Name, argument and its text of the instructions of a code; one that does two things at once is two."""
+    found: list[tuple[str, Any, str]] = []
+    for one in dis.get_instructions(code):
+        names = one.opname.replace("_LOAD_", " LOAD_").replace("_STORE_", " STORE_").split()
+        if isinstance(one.argval, tuple) and len(names) == 2:
+            found += [(name, value, one.argrepr) for name, value in zip(names, one.argval, strict=True)]
+        else:
+            found.append((one.opname, one.argval, one.argrepr))
+    return found
+
+
 @lru_cache(maxsize=MOST)
 def _swallows(code: CodeType) -> bool:
     """Whether a handler of errors goes on; those of ``with`` and ``finally`` raise again."""
@@ -143,14 +156,17 @@ def writes_arguments(module: nn.Module) -> bool:
 
 @lru_cache(maxsize=MOST)
 def _writes_arguments(code: CodeType) -> bool:
-    if CHANGES.isdisjoint(code.co_names) and not _has(code, "STORE_SUBSCR") and not _has(code, "DELETE_SUBSCR"):
+    if CHANGES.isdisjoint(code.co_names) and not any(_has(code, name) for name in _WRITES):
         return False
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    found = list(dis.get_instructions(code))
-    loads = [one.argval if one.opname.startswith("LOAD_FAST") and one.argval in arguments else "" for one in found]
-    for at, one in enumerate(found):
-        named = one.opname in ("LOAD_METHOD", "LOAD_ATTR") and one.argval in CHANGES
-        if (named and loads[at - 1]) or (one.opname.endswith("_SUBSCR") and one.opname[0] in "SD" and loads[at - 2]):
+    found = _steps(code)
+    loads = [value if name.startswith("LOAD_FAST") and value in arguments else "" for name, value, _ in found]
+    for at, (name, value, text) in enumerate(found):
+        if name == "BINARY_OP" and text == "+=" and found[at + 1][1] in arguments:
+            return True
+        if name in ("LOAD_METHOD", "LOAD_ATTR") and value in CHANGES and loads[at - 1]:
+            return True
+        if name in ("STORE_SUBSCR", "DELETE_SUBSCR") and loads[at - 2]:
             return True
     return False
 
@@ -160,10 +176,10 @@ def _compares_values(code: CodeType) -> bool:
     """Whether ``is`` stands before a variable or an element, and behind no constant."""
     if not _has(code, "IS_OP"):
         return False
-    found = list(dis.get_instructions(code))
-    for at, instruction in enumerate(found):
-        if instruction.opname == "IS_OP" and at > 1:
-            right, left = found[at - 1].opname, found[at - 2].opname
+    names = [name for name, _, _ in _steps(code)]
+    for at, name in enumerate(names):
+        if name == "IS_OP" and at > 1:
+            right, left = names[at - 1], names[at - 2]
             if right in ("BINARY_SUBSCR", "BINARY_OP"):
                 return True
             if right.startswith(("LOAD_FAST", "LOAD_DEREF")) and left != "LOAD_CONST":
@@ -175,9 +191,9 @@ def _compares_values(code: CodeType) -> bool:
 def _asks_class(code: CodeType) -> bool:
     if "__class__" not in code.co_names:
         return False
-    found = list(dis.get_instructions(code))
-    asked = (at for at, one in enumerate(found) if one.opname == "LOAD_ATTR" and one.argval == "__class__")
-    return any(at and found[at - 1].argval not in ("self", *code.co_varnames[:1]) for at in asked)
+    found = _steps(code)
+    asked = (at for at, (name, value, _) in enumerate(found) if name == "LOAD_ATTR" and value == "__class__")
+    return any(at and found[at - 1][1] not in ("self", *code.co_varnames[:1]) for at in asked)
 
 
 @lru_cache(maxsize=MOST)

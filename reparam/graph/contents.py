@@ -3,12 +3,14 @@
 import sys
 from collections import deque
 from collections.abc import Iterator
-from types import SimpleNamespace
+from types import CellType, FunctionType, SimpleNamespace
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
 from torch.fx.proxy import TraceError
+
+from reparam.graph.states import has_state, put_back, state_of
 
 _DEPTH: Final = 4
 _SIMPLE: Final = (bool, int, float, complex, str, bytes, tuple, type(None))
@@ -61,9 +63,13 @@ class Contents:
         self.name = name
         self.holder = holder
         self.before = _items(holder)
+        self.hidden = list(_hidden(name, holder))
 
     def restore(self) -> str:
         """Undo every change; says whether it was ``changed``, or only ``filled``, or neither (an empty string)."""
+        for key, stand_in, value in self.hidden:
+            if _at(self.holder, key) is stand_in:
+                self.holder[key] = value
         now = _items(self.holder)
         if len(now) == len(self.before) and all(_same_item(a, b) for a, b in zip(now, self.before, strict=True)):
             return ""
@@ -91,10 +97,26 @@ def _below(name: str, value: Any, seen: set[int], depth: int) -> Iterator[Conten
     seen.add(id(value))
     found = Contents(name, value)
     yield found
-    if isinstance(value, torch.Generator):
+    if has_state(value):
         return
     for item in found.before:
         yield from _below(name, item[1] if isinstance(item, tuple) and _is_keyed(value) else item, seen, depth - 1)
+
+
+def _hidden(name: str, holder: Any) -> Iterator[tuple[Any, OutOfReach, Any]]:
+    """The iterators in a list or dict, each with its place and what stands there from now on."""
+    if isinstance(holder, dict | list):
+        for key, value in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
+            if is_iterator(value):
+                holder[key] = OutOfReach(name)
+                yield key, holder[key], value
+
+
+def _at(holder: Any, key: Any) -> Any:
+    """What stands at a place of a list or dict; None if nothing does."""
+    if isinstance(holder, dict):
+        return holder.get(key)
+    return holder[key] if key < len(holder) else None
 
 
 def _is_keyed(value: Any) -> bool:
@@ -106,7 +128,9 @@ def holds(value: Any) -> bool:
     kind = type(value)
     if kind in _ATOMS:
         return False
-    return isinstance(value, dict | list | set | deque | torch.Generator) or _is_object(value)
+    if kind is FunctionType:
+        return value.__closure__ is not None
+    return isinstance(value, dict | list | set | deque) or _is_object(value) or has_state(value)
 
 
 def _is_object(value: Any) -> bool:
@@ -117,15 +141,37 @@ def _is_object(value: Any) -> bool:
         plain = home not in sys.stdlib_module_names and home not in ("torch", "numpy", "reparam", "functorch")
         known = issubclass(kind, type | Tensor | nn.Module | tuple | dict | list | set | deque)
         _OBJECTS[kind] = kind is SimpleNamespace or ((plain or home == "__main__") and not known)
-    return _OBJECTS[kind] and type(getattr(value, "__dict__", None)) is dict
+    return _OBJECTS[kind] and type(getattr(value, "__dict__", {})) is dict
+
+
+def _fields(holder: Any) -> dict[str, Any]:
+    """The attributes of an object, also those for which its class has slots."""
+    names = [name for base in type(holder).__mro__ for name in _names(vars(base).get("__slots__", ()))]
+    slots = {name: getattr(holder, name) for name in names if hasattr(holder, name)} if names else {}
+    return {**getattr(holder, "__dict__", {}), **slots}
+
+
+def _names(slots: Any) -> tuple[str, ...]:
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    return tuple(name for name in names if not name.startswith("__"))
 
 
 def _items(holder: Any) -> list[Any]:
-    if isinstance(holder, torch.Generator):
-        return [holder.get_state()]
+    if type(holder) is FunctionType:
+        return [_content(cell) for cell in holder.__closure__ or ()]
+    if has_state(holder):
+        return [state_of(holder)]
     if isinstance(holder, dict):
         return list(holder.items())
-    return list(vars(holder).items()) if _is_object(holder) else list(holder)
+    return list(_fields(holder).items()) if _is_object(holder) else list(holder)
+
+
+def _content(cell: CellType) -> Any:
+    """What a variable of a function holds; the cell itself if it holds nothing yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return cell
 
 
 def _same_item(a: Any, b: Any) -> bool:
@@ -137,11 +183,17 @@ def _same_item(a: Any, b: Any) -> bool:
 
 
 def _refill(holder: Any, before: list[Any]) -> None:
-    if isinstance(holder, torch.Generator):
-        holder.set_state(before[0])
+    if type(holder) is FunctionType:
+        for cell, value in zip(holder.__closure__ or (), before, strict=True):
+            if value is not cell:
+                cell.cell_contents = value
+    elif has_state(holder):
+        put_back(holder, before[0])
     elif _is_object(holder):
-        vars(holder).clear()
-        vars(holder).update(before)
+        for name in _fields(holder).keys() - dict(before).keys():
+            object.__delattr__(holder, name)
+        for name, value in before:
+            object.__setattr__(holder, name, value)
     elif isinstance(holder, dict | set):
         holder.clear()
         holder.update(before)

@@ -43,6 +43,12 @@ METHODS_IN_PLACE: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
 PLAIN_ATTRIBUTES: Final = frozenset(
     ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad", "itemsize")
 )
+ATTRIBUTE_KINDS: Final[Mapping[str, type]] = MappingProxyType(
+    {
+        "shape": torch.Size, "ndim": int, "dtype": torch.dtype, "device": torch.device, "is_cuda": bool,
+        "layout": torch.layout, "requires_grad": bool, "itemsize": int,
+    }
+)  # fmt: skip
 PLAIN_CALLS: Final = frozenset(
     (
         "size",
@@ -107,6 +113,11 @@ class Traced(fx.Proxy):
         return answer
 
     def __getattr__(self, name: str) -> Any:
+        foreign = not hasattr(Tensor, name)
+        if (foreign or self.node.op == "placeholder") and not self.node.meta.get(PLAIN) and is_asked_for():
+            self.tracer.on_question(self.node, None)  # type: ignore[attr-defined]
+            if foreign:
+                raise AttributeError(f"a tensor has no {name}")
         if name in METHODS_IN_PLACE:
             return lambda *args, **options: self._add_in_place(name, args, options)
         example = self.node.meta.get(EXAMPLE)
@@ -116,9 +127,6 @@ class Traced(fx.Proxy):
                 return concrete
         if name in PLAIN_ATTRIBUTES:
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
-        if not hasattr(Tensor, name) and not self.node.meta.get(PLAIN) and is_asked_for():
-            self.tracer.on_question(self.node, None)  # type: ignore[attr-defined]
-            raise AttributeError(f"a tensor has no {name}")
         attribute = super().__getattr__(name)
         if name.endswith("_") and not name.endswith("__"):
             return lambda *args, **kwargs: self._write(attribute(*args, **kwargs))
@@ -153,6 +161,23 @@ def _concrete(value: Traced, example: Tensor, name: str) -> Any:
         value.tracer.specialised = True  # type: ignore[attr-defined]
         return getattr(example, name)
     return None
+
+
+def kind_of_plain(node: fx.Node) -> type | None:
+    """The class of a size, data type or the like; None if it is not known."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.target is getattr:
+        return ATTRIBUTE_KINDS.get(str(node.args[1]))
+    if name == "size":
+        return torch.Size if len(node.args) + len(node.kwargs) == 1 else int
+    if name in PLAIN_CALLS:
+        return {"is_contiguous": bool, "stride": None}.get(str(name), int)
+    kinds = [kind_of_plain(a) if isinstance(a, fx.Node) else type(a) for a in node.args]
+    if name == "getitem" and kinds[0] is torch.Size:
+        return torch.Size if isinstance(node.args[1], slice) else int
+    if name in ("add", "sub", "mul", "floordiv", "mod", "ceil", "floor") and kinds and all(k is int for k in kinds):
+        return int
+    return float if name == "truediv" and all(kind in (int, float) for kind in kinds) else None
 
 
 def is_plain(kind: str, target: Any, args: tuple[Any, ...]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Final, final
 from torch import Tensor, nn
 
 from reparam.graph.code import Code
-from reparam.graph.proxy import PLAIN, Traced
+from reparam.graph.proxy import PLAIN, Traced, kind_of_plain
 from reparam.graph.tracer import Kinds, Tracer
 
 _CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -82,6 +82,8 @@ class _Type:
         if kind is Traced and not value.node.meta.get(PLAIN):
             self._tracer.on_question(value.node, None)
             return Tensor
+        if kind is Traced:
+            return kind_of_plain(value.node) or kind
         if isinstance(value, nn.Module):
             self._tracer.on_kind(value, exactly(kind), True)
         return kind

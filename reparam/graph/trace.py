@@ -254,7 +254,10 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
         entries=tracer.entries,
         cache=snapshot.cached,
         recast=tracer.recast,
-        typed={name: tuple(kinds) for name, kinds in tracer.typed.items()},
+        typed={
+            **(dict.fromkeys(inputs, (None,)) if code.asks_class else {}),
+            **{name: tuple(kinds) for name, kinds in tracer.typed.items()},
+        },
         doubtful=code.doubtful or ("" if tracer.doubtful == LOOKS_UP and snapshot.cached else tracer.doubtful),
     )
 
