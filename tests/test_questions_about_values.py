@@ -702,3 +702,82 @@ def test_a_mask_that_is_set_on_a_grandchild() -> None:
     model = made(forward)
     model.q = nn.Sequential(Masked(C, C, 3, padding=1), nn.BatchNorm2d(C))
     stays_right(model, call(X), call(Z))
+
+
+# --- children that are taken apart ------------------------------------------------------------------------------------
+
+
+def _stop(x: Tensor) -> Tensor:
+    """What no reading gets past."""
+    for _ in range(int(x.abs().sum()) % 2):
+        x = x + 1
+    return x
+
+
+def calls_a_part(net: Any, x: Tensor) -> Tensor:
+    x = _stop(x)
+    return net.q(x) + net.q[0](x)
+
+
+def goes_through_a_part(net: Any, x: Tensor) -> Tensor:
+    y = net.q(_stop(x))
+    for layer in net.q[:1]:
+        x = layer(x)
+    return x + y
+
+
+def looks_at_a_part(net: Any, x: Tensor) -> Tensor:
+    x = _stop(x)
+    return net.q(x) * (2 if isinstance(net.q[1], nn.BatchNorm2d) else 1)
+
+
+def taps(net: Any, x: Tensor) -> Tensor:
+    x, found = _stop(x), []
+    for at, layer in enumerate(net.q):
+        x = layer(x)
+        if at == 0:
+            found.append(x)
+    return x + found[0]
+
+
+def taps_by_name(net: Any, x: Tensor) -> Tensor:
+    x = y = _stop(x)
+    for name, layer in net.q.named_children():
+        x = layer(x)
+        y = x if name == "0" else y
+    return x + y
+
+
+def slices(net: Any, x: Tensor) -> Tensor:
+    return net.q[:2](x).relu() + net.q[0](x)
+
+
+@pytest.mark.parametrize("forward", [calls_a_part, goes_through_a_part, looks_at_a_part, taps, taps_by_name, slices])
+def test_a_chain_that_is_taken_apart(forward: Callable[..., Tensor]) -> None:
+    model = made(forward)
+    model.q = nn.Sequential(conv(3), nn.BatchNorm2d(C), nn.ReLU(), conv_norm(3))
+    fused = stays_right(model)
+    assert owned(fused.odd.q[3])["norms"] == 0
+
+
+def test_a_child_of_a_child_is_called() -> None:
+    class Chain(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.n(self.c(x)).relu()
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = _stop(x)
+        return net.k(x) + net.k.c(x)
+
+    model = made(forward)
+    model.k = Chain()
+    stays_right(model)
+
+
+def test_a_slice_of_a_chain_is_read() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.q[2:](net.q[:2](x))
+
+    model = made(forward)
+    model.q = nn.Sequential(conv(3), nn.BatchNorm2d(C), nn.ReLU(), conv(3), nn.BatchNorm2d(C))
+    assert owned(stays_right(model).odd.q)["norms"] == 0

@@ -56,7 +56,7 @@ def code_of(kind: type, method: str = "forward") -> Code:
     key = (kind, method)
     if key not in _CODES:
         functions = tuple(_functions(kind, method))
-        codes = [(function, code) for function in functions for code in _nested(function.__code__)]
+        codes = [(function, code) for function in functions for code in nested(function.__code__)]
         doubtful = COMPARES if any(_compares_values(code) for _, code in codes) else ""
         catching = {code: _caught(code) for _, code in codes if code.co_exceptiontable and _swallows(code)}
         written = tuple((f.__globals__, name) for f, code in codes for name in _set_globals(code))
@@ -78,26 +78,26 @@ def _functions(kind: type, method: str) -> Iterator[FunctionType]:
             continue
         seen.add(id(function))
         yield function
-        for code in _nested(function.__code__):
+        for code in nested(function.__code__):
             for name in code.co_names:
                 called = function.__globals__.get(name)
                 if isinstance(called, FunctionType) and called.__globals__ is function.__globals__:
                     pending.append(called)
 
 
-def _nested(code: CodeType) -> Iterator[CodeType]:
+def nested(code: CodeType) -> Iterator[CodeType]:
     """A code and those of the functions, comprehensions and generators within it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _nested(constant)
+            yield from nested(constant)
 
 
 def _has(code: CodeType, operation: str) -> bool:
     return dis.opmap[operation] in code.co_code[::2]
 
 
-def _steps(code: CodeType) -> list[tuple[str, Any, str]]:
+def steps(code: CodeType) -> list[tuple[str, Any, str]]:
     """Name, argument and its text of the instructions of a code; one that does two things at once is two."""
     found: list[tuple[str, Any, str]] = []
     for one in dis.get_instructions(code):
@@ -159,7 +159,7 @@ def _writes_arguments(code: CodeType) -> bool:
     if CHANGES.isdisjoint(code.co_names) and not any(_has(code, name) for name in _WRITES):
         return False
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    found = _steps(code)
+    found = steps(code)
     loads = [value if name.startswith("LOAD_FAST") and value in arguments else "" for name, value, _ in found]
     for at, (name, value, text) in enumerate(found):
         if name == "BINARY_OP" and text == "+=" and found[at + 1][1] in arguments:
@@ -176,7 +176,7 @@ def _compares_values(code: CodeType) -> bool:
     """Whether ``is`` stands before a variable or an element, and behind no constant."""
     if not _has(code, "IS_OP"):
         return False
-    names = [name for name, _, _ in _steps(code)]
+    names = [name for name, _, _ in steps(code)]
     for at, name in enumerate(names):
         if name == "IS_OP" and at > 1:
             right, left = names[at - 1], names[at - 2]
@@ -191,7 +191,7 @@ def _compares_values(code: CodeType) -> bool:
 def _asks_class(code: CodeType) -> bool:
     if "__class__" not in code.co_names:
         return False
-    found = _steps(code)
+    found = steps(code)
     asked = (at for at, (name, value, _) in enumerate(found) if name == "LOAD_ATTR" and value == "__class__")
     return any(at and found[at - 1][1] not in ("self", *code.co_varnames[:1]) for at in asked)
 

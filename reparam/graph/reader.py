@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from reparam.graph.apart import taken_apart
 from reparam.graph.arguments import HOLE, default_arguments
 from reparam.graph.constants import put_constants
 from reparam.graph.examples import Call, Examples
@@ -93,6 +94,10 @@ class _Reader:
                 self.opaque[below] = f"its attributes are set by the forward of {path or 'the model'}"
             elif written and any(type(descendant) in written for descendant in child.modules()):
                 self._children_later(child, below, written)
+            elif path in self.unread and not is_leaf(child) and taken_apart(module, name):
+                if not isinstance(child, nn.ModuleList | nn.ModuleDict):
+                    self.opaque[below] = f"the forward of {path or 'the model'} takes it apart"
+                self._children_later(child, below)
             else:
                 self.pending.append((child, below))
 

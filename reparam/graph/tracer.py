@@ -19,6 +19,7 @@ from reparam.graph.code import CATCHES, NOTHING, Code, inside, writes_arguments
 from reparam.graph.contents import same
 from reparam.graph.entry_methods import entry_codes, outermost
 from reparam.graph.examples import Examples
+from reparam.graph.leaves import hooks
 from reparam.graph.lengths import length_in_code
 from reparam.graph.modes import current_mode
 from reparam.graph.proxy import EXAMPLE, PLAIN, Traced, has_traced, is_plain, made_of_its_fields, meta
@@ -257,6 +258,8 @@ class Tracer(fx.Tracer):
                 self.snapshot.add(module)
             return forward(*args, **kwargs)
         path = self.path(module)
+        if path is None and type(module) is nn.Sequential and not hooks(module):  # a slice of one
+            return forward(*args, **kwargs)
         if path is None:
             raise TraceError(f"calls {type(module).__name__}, which is not registered as one of its children")
         if path == "":
