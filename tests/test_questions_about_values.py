@@ -670,6 +670,21 @@ def test_a_list_to_which_a_child_adds_another() -> None:
     stays_right(model)
 
 
+def test_a_list_that_a_child_changes_and_nobody_reads_does_not_stop_fusing() -> None:
+    class InPlace(Two):
+        def forward(self, parts: list[Tensor]) -> list[Tensor]:
+            parts[0] = self.both(parts[0])
+            return parts
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        parts = net.k([net.n(net.c(x)).relu(), x])
+        return parts[0] + parts[1]
+
+    model = made(forward)
+    model.k = InPlace()
+    assert not isinstance(getattr(stays_right(model).odd, "n", None), nn.BatchNorm2d)
+
+
 def test_a_list_that_a_child_reads_does_not_stop_fusing() -> None:
     class Joins(nn.Module):
         def forward(self, parts: list[Tensor]) -> Tensor:

@@ -45,6 +45,14 @@ class OutOfReach:
         raise TraceError(f"uses {self.__dict__['_reparam_name']}, which holds its place")
 
 
+def put_out_of_reach(name: str, collection: list[Any] | dict[Any, Any]) -> None:
+    """Let no element of a list or dict be used any more, which would hold others than while it is read."""
+    if isinstance(collection, dict):
+        collection.update(dict.fromkeys(collection or [name], OutOfReach(name)))
+    else:
+        collection[:] = [OutOfReach(name)] * max(len(collection), 1)
+
+
 def is_iterator(value: Any) -> bool:
     """Whether a value gives something else each time that it is asked."""
     return hasattr(type(value), "__next__")

@@ -16,7 +16,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.proxy import Scope, TraceError
 
 from reparam.graph.code import CATCHES, NOTHING, Code, inside, writes_arguments
-from reparam.graph.contents import same
+from reparam.graph.contents import put_out_of_reach, same
 from reparam.graph.entry_methods import entry_codes, outermost
 from reparam.graph.examples import Examples
 from reparam.graph.leaves import hooks
@@ -268,9 +268,12 @@ class Tracer(fx.Tracer):
             "torch."
         ):
             raise TraceError(f"calls {type(module).__name__}, which overrides __call__")
-        if any(isinstance(a, list | dict) for a in (*args, *kwargs.values())) and writes_arguments(module):
-            raise TraceError(f"hands a list or dict to {path}, which changes its arguments")
-        return self.create_proxy("call_module", path, args, kwargs)
+        result = self.create_proxy("call_module", path, args, kwargs)
+        collections = [a for a in (*args, *kwargs.values()) if isinstance(a, list | dict)]
+        if collections and writes_arguments(module):
+            for collection in collections:
+                put_out_of_reach(f"a collection that {path} changes", collection)
+        return result
 
     def known_length(self, node: fx.Node) -> int | None:
         """Number of elements of a value if the code alone, or an example, fixes it."""
