@@ -16,10 +16,10 @@ from reparam.graph.callers import LOOKS_UP
 from reparam.graph.code import code_of
 from reparam.graph.examples import Examples
 from reparam.graph.modes import current_mode
-from reparam.graph.outcomes import call_as_users_do, operations
 from reparam.graph.proxy import EXAMPLE
 from reparam.graph.questions import asking_types, asks_classes_of
 from reparam.graph.reading import ACTIVE, traced_builtins
+from reparam.graph.readings import call_as_users_do, operations
 from reparam.graph.snapshot import Snapshot
 from reparam.graph.spelling import leaves
 from reparam.graph.tensor_writes import writes_to_tensors
