@@ -1,8 +1,9 @@
 """With what a forward is read: holes for tensors, and constants."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, final
 
+import torch
 from torch import nn
 
 from reparam.graph.signatures import parameters_of
@@ -24,6 +25,7 @@ class Hole:
 
 
 HOLE: Final = Hole()
+_TENSOR: Final = torch.empty(0, device="meta")
 ArgumentSpec = Mapping[str, Any]  # parameter name -> HOLE, a constant, or a list/tuple/dict of them
 
 
@@ -60,3 +62,17 @@ def filled(spec: Any, proxy: Any) -> Any:
         items = [filled(v, proxy[i]) if has_hole(v) else v for i, v in enumerate(spec)]
         return type(spec)(*items) if hasattr(spec, "_fields") else type(spec)(items)
     return spec
+
+
+def others(kinds: Iterable[Any]) -> Iterator[Any]:
+    """What an argument may be in place of a tensor if it was asked whether it is of some classes; None: unknown."""
+    for kind in kinds:
+        if kind is None:
+            yield None
+        elif isinstance(_TENSOR, kind) or issubclass(list, kind):
+            yield [HOLE, HOLE]
+            yield (HOLE, HOLE)
+        elif issubclass(tuple, kind):
+            yield (HOLE, HOLE)
+        else:
+            yield None

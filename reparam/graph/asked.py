@@ -13,6 +13,7 @@ from reparam.graph.build import kind_of
 from reparam.graph.entry_methods import MOST, OWN, codes_of
 from reparam.graph.net import Frame, Reading, Value
 from reparam.graph.operation import Operation
+from reparam.graph.questions import Exactly
 from reparam.graph.used import join
 
 TAKEN: Final = frozenset(
@@ -71,6 +72,13 @@ class Asked:
         for name, frame in lacking:
             if name in TAKEN and not issubclass(new, nn.Identity):
                 return f"the forward of {frame.path or 'the model'} asks for its {name}"
+        return ""
+
+    def exactly(self, frame: Frame) -> str:
+        """A forward that asks for the very class of the module of a frame, of which it could not be a subclass."""
+        for kinds, answer, asking in self._kinds.get(frame.path, ()):
+            if isinstance(kinds, Exactly) and answer:
+                return f"the forward of {asking.path or 'the model'} asks for its class"
         return ""
 
     def _looked_at(self, path: str, home: Frame) -> str:

@@ -6,14 +6,16 @@ forward does not call must find the children that it uses as they are, or fused 
 """
 
 import itertools
+import operator
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TypeGuard, final
 
 from torch import fx, nn
 
-from reparam.graph.arguments import HOLE, ArgumentSpec, default_arguments, has_hole
+from reparam.graph.arguments import HOLE, ArgumentSpec, default_arguments, has_hole, others
 from reparam.graph.entry_methods import is_entry_point, uncalled
+from reparam.graph.leaves import is_leaf
 from reparam.graph.methods import Method, number_of_calls, paired
 from reparam.graph.net import Frame, Value
 from reparam.graph.placing import Mode, Place
@@ -66,7 +68,7 @@ class EntryPoints:
         traced = trace(frame.module, spec, method=name)
         if isinstance(traced, Unread) or traced.otherwise or traced.specialised or traced.fixed_type or traced.cache:
             return None
-        if traced.recast or traced.modes or unspoken(traced.graph) or self._variants_of(frame, name):
+        if traced.doubtful or traced.recast or traced.modes or unspoken(traced.graph) or self._variants_of(frame, name):
             return None
         return paired(frame.trace, traced, name)
 
@@ -204,6 +206,8 @@ def variants(frame: Frame, method: str = "forward") -> Iterator[tuple[str, Trace
     if isinstance(spec, Unread):
         return
     usual = frame.trace if of_forward else trace(module, spec, method=method)
+    if isinstance(usual, Trace) and usual.typed:
+        yield from _of_other_kinds(module, usual, spec, method, frame if of_forward else None)
     first = next(iter(parameters), "")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty:
@@ -218,6 +222,30 @@ def variants(frame: Frame, method: str = "forward") -> Iterator[tuple[str, Trace
             continue  # it asks for this one
         if not (_has_one_outcome(usual) and _has_one_outcome(traced) and same_graph(traced.graph, usual.graph)):
             yield name, traced
+
+
+def _of_other_kinds(
+    module: nn.Module, usual: Trace, spec: ArgumentSpec, method: str, frame: Frame | None
+) -> Iterator[tuple[str, Trace | Unread]]:
+    """What a method, or the forward of a frame, does for an argument of another class, where it asks for that."""
+    for name, kinds in usual.typed.items():
+        if frame is not None and not _may_be_another(frame, usual, name):
+            continue
+        for other in others(kinds):
+            traced: Trace | Unread = Unread("it may be of a class that is not known")
+            if other is not None:
+                traced = trace(module, {**spec, name: other}, method=method)
+            if not (isinstance(traced, Unread) and traced.raised):
+                yield name, traced
+                break
+
+
+def _may_be_another(frame: Frame, usual: Trace, name: str) -> bool:
+    """Whether an argument may be something else than a tensor: it comes from a user, or from a module of theirs."""
+    value = frame.env.get(usual.inputs[name])
+    if not isinstance(value, Value) or value.node.op == "placeholder" or value.node.target is operator.getitem:
+        return True
+    return value.module is not None and not is_leaf(value.module)
 
 
 def _if_none(module: nn.Module, spec: ArgumentSpec, name: str, method: str) -> Trace | None:

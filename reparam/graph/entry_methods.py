@@ -60,6 +60,11 @@ def is_method(kind: type, code: CodeType) -> bool:
     return function is not None and function.__code__ is code
 
 
+def methods_of(kind: type, method: str) -> Iterator[object]:
+    """A method of a class, and the methods that it calls."""
+    return (_function(kind, name) for name in _reached(kind, method))
+
+
 def is_entry_point(name: str, calls: int, outer: bool) -> bool:
     """Whether a method that a forward calls may be called by a user, too.
 

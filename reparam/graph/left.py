@@ -31,9 +31,9 @@ def _whole_modules(reading: Reading) -> Iterator[Refusal]:
         yield Refusal("unread", str(unread), "see the line that stopped it", path=path)
     for path, reason in reading.opaque.items():
         yield Refusal("opaque", reason, "call it once, without hooks", path=path)
-    for path, line in reading.branching.items():
+    for path, reason in reading.branching.items():
         remedy = "put what does not depend on it into a module of its own"
-        yield Refusal("branches", f"its forward branches on its input ({line})", remedy, path=path)
+        yield Refusal("branches", reason, remedy, path=path)
 
 
 def _of_net(plan: NetPlan, nearness: Nearness) -> Iterator[Refusal]:

@@ -171,7 +171,7 @@ class Reading:
         nets: the parts that were read, each with its root module.
         unread: module paths that could not be read, with the reason.
         opaque: paths of modules that were not opened, with the reason.
-        branching: paths of modules whose forward branches on its input, with the line of code.
+        branching: paths of modules whose forward may do something else than what was read, with the reason.
     """
 
     nets: tuple[Net, ...]

@@ -4,6 +4,7 @@ In-place arithmetic and slice assignment become nodes that return their target, 
 target goes on holding the result, as it does in eager mode. With an example, sizes are concrete.
 """
 
+import dataclasses
 import dis
 import inspect
 import math
@@ -15,6 +16,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx
 from torch.fx.proxy import TraceError
+
+from reparam.graph.callers import LOOKS_UP, is_asked_for, is_looked_up, is_spelled
 
 EXAMPLE: Final = "example"  # node.meta: a meta tensor, or a structure of them, of the sizes of the example input
 PLAIN: Final = "plain"  # node.meta: the value is a size, a data type, ..., not a tensor
@@ -40,6 +43,12 @@ METHODS_IN_PLACE: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
 PLAIN_ATTRIBUTES: Final = frozenset(
     ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad", "itemsize")
 )
+ATTRIBUTE_KINDS: Final[Mapping[str, type]] = MappingProxyType(
+    {
+        "shape": torch.Size, "ndim": int, "dtype": torch.dtype, "device": torch.device, "is_cuda": bool,
+        "layout": torch.layout, "requires_grad": bool, "itemsize": int,
+    }
+)  # fmt: skip
 PLAIN_CALLS: Final = frozenset(
     (
         "size",
@@ -68,6 +77,21 @@ class Traced(fx.Proxy):
             raise TraceError(f"sets {name} of a value")
         super().__setattr__(name, value)
 
+    def __hash__(self) -> int:
+        if self.node.meta.get(PLAIN) and is_looked_up():
+            self.tracer.doubtful = LOOKS_UP  # type: ignore[attr-defined]
+        return id(self)
+
+    def __str__(self) -> str:
+        if self.node.meta.get(PLAIN) and is_spelled():
+            self.tracer.doubtful = LOOKS_UP  # type: ignore[attr-defined]
+        return super().__str__()
+
+    def __format__(self, form: str) -> str:
+        if self.node.meta.get(PLAIN) and is_spelled():
+            self.tracer.doubtful = LOOKS_UP  # type: ignore[attr-defined]
+        return super().__str__()
+
     def __iter__(self) -> Iterator[Any]:
         count = self.tracer.known_length(self.node)  # type: ignore[attr-defined]
         if count is not None:
@@ -89,6 +113,11 @@ class Traced(fx.Proxy):
         return answer
 
     def __getattr__(self, name: str) -> Any:
+        foreign = not hasattr(Tensor, name)
+        if (foreign or self.node.op == "placeholder") and not self.node.meta.get(PLAIN) and is_asked_for():
+            self.tracer.on_question(self.node, None)  # type: ignore[attr-defined]
+            if foreign:
+                raise AttributeError(f"a tensor has no {name}")
         if name in METHODS_IN_PLACE:
             return lambda *args, **options: self._add_in_place(name, args, options)
         example = self.node.meta.get(EXAMPLE)
@@ -134,6 +163,23 @@ def _concrete(value: Traced, example: Tensor, name: str) -> Any:
     return None
 
 
+def kind_of_plain(node: fx.Node) -> type | None:
+    """The class of a size, data type or the like; None if it is not known."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.target is getattr:
+        return ATTRIBUTE_KINDS.get(str(node.args[1]))
+    if name == "size":
+        return torch.Size if len(node.args) + len(node.kwargs) == 1 else int
+    if name in PLAIN_CALLS:
+        return {"is_contiguous": bool, "stride": None}.get(str(name), int)
+    kinds = [kind_of_plain(a) if isinstance(a, fx.Node) else type(a) for a in node.args]
+    if name == "getitem" and kinds[0] is torch.Size:
+        return torch.Size if isinstance(node.args[1], slice) else int
+    if name in ("add", "sub", "mul", "floordiv", "mod", "ceil", "floor") and kinds and all(k is int for k in kinds):
+        return int
+    return float if name == "truediv" and all(kind in (int, float) for kind in kinds) else None
+
+
 def is_plain(kind: str, target: Any, args: tuple[Any, ...]) -> bool:
     """Whether an operation gives a size, a data type or the like."""
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
@@ -174,6 +220,13 @@ def has_traced(value: Any) -> bool:
     if hasattr(kind, "__dataclass_fields__"):
         return any(has_traced(getattr(value, name)) for name in kind.__dataclass_fields__)
     return False
+
+
+def made_of_its_fields(kind: type) -> bool:
+    """Whether a data class makes an instance of its fields and nothing else."""
+    options = kind.__dataclass_params__  # type: ignore[attr-defined]
+    whole = options.init and all(field.init for field in dataclasses.fields(kind))
+    return whole and not hasattr(kind, "__post_init__") and "__new__" not in vars(kind)
 
 
 def meta(value: Any) -> Any:

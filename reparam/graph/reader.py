@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from reparam.graph.apart import taken_apart
 from reparam.graph.arguments import HOLE, default_arguments
 from reparam.graph.constants import put_constants
 from reparam.graph.examples import Call, Examples
@@ -81,8 +82,8 @@ class _Reader:
                 kinds = {type(module.get_submodule(name)) for name in result.written}
                 self._children_later(module, path, kinds)
                 continue
-            if result.otherwise:
-                self.branching[path] = result.branches
+            if result.several:
+                self.branching[path] = result.several
             nets.append(self._open(module, path, result, calls))
         return Reading(tuple(nets), dict(self.unread), dict(self.opaque), dict(self.branching)), calls
 
@@ -96,6 +97,10 @@ class _Reader:
                 self.opaque[below] = f"its attributes are set by the forward of {path or 'the model'}"
             elif written and any(type(descendant) in written for descendant in child.modules()):
                 self._children_later(child, below, written)
+            elif path in self.unread and not is_leaf(child) and taken_apart(module, name):
+                if not isinstance(child, nn.ModuleList | nn.ModuleDict):
+                    self.opaque[below] = f"the forward of {path or 'the model'} takes it apart"
+                self._children_later(child, below)
             else:
                 self.pending.append((child, below))
 
@@ -222,7 +227,7 @@ class _Reader:
         path = f"{frame.path}.{node.target}" if frame.path else str(node.target)
         if is_leaf(module) or type(module) in self.declared:
             return NOTHING
-        if frame.trace.otherwise:  # its call may be another one
+        if frame.trace.several:  # its call may be another one
             self.pending.append((module, path))
             return NOTHING
         reason = hooks(module)
@@ -239,7 +244,7 @@ class _Reader:
             traced = self._trace(module, path, {name: spec_of(value) for name, value in bound.items()})
         if isinstance(traced, Unread):
             self.tried.setdefault(path, traced)
-        if isinstance(traced, Unread) or traced.otherwise:
+        if isinstance(traced, Unread) or traced.several:
             self.pending.append((module, path))
             return NOTHING
         assert isinstance(bound, dict)

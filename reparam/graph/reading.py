@@ -1,7 +1,6 @@
 """What is patched while forwards are read: calls of modules, reads of their tensors, and a few built-in functions."""
 
 import builtins
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,8 +12,11 @@ from torch import Tensor, nn
 from torch.fx.proxy import TraceError
 from torch.utils._device import _device_constructors
 
+from reparam.graph.beside import forget_state
+from reparam.graph.callers import asked_by_user
+from reparam.graph.code import forget_code
 from reparam.graph.entry_methods import forget_classes
-from reparam.graph.proxy import PLAIN, Traced, has_traced
+from reparam.graph.proxy import PLAIN, Traced, has_traced, kind_of_plain
 from reparam.graph.signatures import forget_signatures
 from reparam.graph.tracer import Tracer
 
@@ -22,6 +24,7 @@ _TENSOR: Final = torch.empty(0, device="meta")
 FACTORIES: Final = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
 RESIZING: Final = ("interpolate", "pad")
 CHECKS: Final = tuple(name for name in vars(torch) if name == "_check" or name.startswith("_check_"))
+MODES: Final = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled")
 RANK_CHECK: Final = "_check_input_dim"
 SIZED: Final = ("expand", "new_empty", "new_full", "new_ones", "new_zeros", "repeat", "reshape", "tile", "view")
 ACTIVE: Final[list[Tracer]] = []  # the last one is at work
@@ -44,8 +47,14 @@ def traced_builtins(opens: bool, numbers: bool) -> Iterator[None]:
         return value.tracer.create_proxy("call_function", plain_len, (value,), {}) if count is None else count
 
     def traced_isinstance(value: Any, kinds: Any) -> bool:
-        if type(value) is Traced and not value.node.meta.get(PLAIN) and plain_isinstance(_TENSOR, kinds):
-            return True
+        if type(value) is Traced and not value.node.meta.get(PLAIN):
+            if value.node.op == "placeholder" and asked_by_user(2):
+                ACTIVE[-1].on_question(value.node, kinds)
+            if plain_isinstance(_TENSOR, kinds):
+                return True
+        elif type(value) is Traced and asked_by_user(2):
+            kind = kind_of_plain(value.node)
+            return plain_isinstance(value, kinds) if kind is None else issubclass(kind, kinds)
         answer = plain_isinstance(value, kinds)
         if plain_isinstance(value, nn.Module):
             ACTIVE[-1].on_kind(value, kinds, answer)
@@ -156,9 +165,12 @@ def _sized(name: str) -> Callable[..., Any]:
 def reading() -> Iterator[None]:
     """While it lasts, calls of modules and reads of their tensors are reported to the tracer that is at work."""
     forget_classes()
+    forget_code()
+    forget_state()
     forget_signatures()
     call, getattr_, setattr_ = nn.Module.__call__, nn.Module.__getattr__, nn.Module.__setattr__
-    grad_enabled, functional_call = torch.is_grad_enabled, nn.utils.stateless._functional_call
+    asked_modes = {name: getattr(torch, name) for name in MODES}
+    functional_call = nn.utils.stateless._functional_call
 
     def traced_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not ACTIVE:
@@ -184,10 +196,13 @@ def reading() -> Iterator[None]:
             ACTIVE[-1].on_write(module, name, value)
         setattr_(module, name, value)
 
-    def traced_grad_enabled() -> Any:
-        if not ACTIVE or sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] in ("torch", "reparam"):
-            return grad_enabled()
-        return ACTIVE[-1].create_proxy("call_function", torch.is_grad_enabled, (), {})
+    def traced_mode(function: Callable[..., bool]) -> Callable[..., Any]:
+        def asked(*args: Any) -> Any:
+            if not ACTIVE or not asked_by_user(2):
+                return function(*args)
+            return ACTIVE[-1].create_proxy("call_function", function, args, {})
+
+        return asked
 
     def traced_functional_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if ACTIVE:
@@ -214,7 +229,8 @@ def reading() -> Iterator[None]:
         setattr(nn.Module, name, traced_listing(name))
     nn.Module.__call__, nn.Module.__getattr__ = traced_call, traced_getattr  # type: ignore[method-assign]
     nn.Module.__setattr__ = traced_setattr  # type: ignore[method-assign,assignment]
-    torch.is_grad_enabled = traced_grad_enabled
+    for name, function in asked_modes.items():
+        setattr(torch, name, traced_mode(function))
     nn.utils.stateless._functional_call = traced_functional_call
     for kind, check in rank_checks.items():
         setattr(kind, RANK_CHECK, _unless_traced(check))
@@ -230,7 +246,8 @@ def reading() -> Iterator[None]:
     finally:
         nn.Module.__call__, nn.Module.__getattr__ = call, getattr_  # type: ignore[method-assign]
         nn.Module.__setattr__ = setattr_  # type: ignore[method-assign]
-        torch.is_grad_enabled = grad_enabled
+        for name, function in asked_modes.items():
+            setattr(torch, name, function)
         nn.utils.stateless._functional_call = functional_call
         for name, function in listing.items():
             setattr(nn.Module, name, function)

@@ -92,6 +92,8 @@ class Limits:
             return f"the attribute {self._held.modules[id(frame.module)]} holds the module, too"
         if frame.trace.modes:
             return "its forward changes the autocast or gradient mode"
+        if frame.trace.typed and self._depends_on_options(frame):
+            return self._depends_on_options(frame)
         parameters = list(parameters_of(frame.module).values())
         if len(parameters) != 1 or parameters[0].kind is not parameters[0].POSITIONAL_OR_KEYWORD:
             return "its forward takes more than one argument"
@@ -127,13 +129,13 @@ class Limits:
             if in_part:
                 return in_part
             if len(nodes) < 2:
-                if frame.trace.specialised and len(next(iter(nodes)).users) and frame not in _common(values):
-                    return (
-                        f"the forward of {frame.path or 'the model'} was read for the sizes of the example inputs only"
-                    )
+                if len(next(iter(nodes)).users) and frame not in _common(values):
+                    guessed = _guessed(frame) or (self._depends_on_options(frame) if frame.trace.typed else "")
+                    if guessed:
+                        return guessed
                 continue
-            if frame.trace.specialised:
-                return f"the forward of {frame.path or 'the model'} was read for the sizes of the example inputs only"
+            if guessed := _guessed(frame):
+                return guessed
             apart = self.entries.apart(frame, found[frame], list(nodes))
             if apart:
                 return apart
@@ -174,6 +176,8 @@ class Limits:
             return "its forward changes the autocast or gradient mode"
         if frame.trace.specialised:
             return "its forward was read for the sizes of the example inputs only"
+        if frame.trace.doubtful:
+            return frame.trace.doubtful
         if frame.trace.otherwise:
             return "its forward branches on its input"
         if frame.trace.fixed_type:
@@ -192,7 +196,7 @@ class Limits:
         kind = type(frame.module)
         if ({"__reduce__", "__reduce_ex__"} & vars(kind).keys()) and not hasattr(kind, SOURCE):
             return "its class has its own way to be pickled"
-        return self._depends_on_options(frame)
+        return self._asked.exactly(frame) or self._depends_on_options(frame)
 
     def _depends_on_options(self, frame: Frame) -> str:
         """Whether the forward does something else for other values of its arguments."""
@@ -200,6 +204,14 @@ class Limits:
             required = parameters_of(frame.module)[name].default is Parameter.empty
             return f"its forward depends on the {'' if required else 'optional '}argument {name}"
         return ""
+
+
+def _guessed(frame: Frame) -> str:
+    """Why the forward of a frame may do something else than what was read."""
+    where = f"the forward of {frame.path or 'the model'}"
+    if frame.trace.specialised:
+        return f"{where} was read for the sizes of the example inputs only"
+    return f"of {frame.path or 'the model'}: {frame.trace.doubtful}" if frame.trace.doubtful else ""
 
 
 def _exposed(reading: Reading, names: Callable[[Trace], Iterable[str]]) -> Mapping[str, list[Frame]]:

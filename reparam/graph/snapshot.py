@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reparam.graph.contents import Contents, contents
+from reparam.graph.beside import Beside
+from reparam.graph.contents import OWN, Contents, OutOfReach, contents, is_iterator
 
 
 @final
@@ -20,18 +21,32 @@ class Snapshot:
     module: nn.Module
     contents: list[Contents] = field(default_factory=list)
     attributes: list[tuple[nn.Module, dict[str, Any], list[dict[str, Any]]]] = field(default_factory=list)
+    hidden: list[tuple[dict[str, Any], str, Any, OutOfReach]] = field(default_factory=list)
 
     cached: str = ""
 
     def __post_init__(self) -> None:
-        children = (c for c in self.module._modules.values() if c is not None)
-        for module in (self.module, *(c for c in children if not isinstance(c, torch.jit.ScriptModule))):
-            registered: list[dict[str, Any]] = [dict(registry) for registry in _registries(module)]
-            self.attributes.append((module, dict(module.__dict__), registered))
-            self.contents += contents(module)
+        self.known: set[int] = set()
+        self.beside = Beside(type(self.module))
+        self.contents += self.beside.contents
+        for module in (self.module, *(c for c in self.module._modules.values() if c is not None)):
+            self.add(module)
         self.torch_random = torch.get_rng_state()
         self.python_random = random.getstate()
         self.numpy_random = _numpy_random()
+
+    def add(self, module: nn.Module) -> None:
+        """Remember one more module, whose iterators are out of reach until all is restored."""
+        if id(module) in self.known or isinstance(module, torch.jit.ScriptModule):
+            return
+        self.known.add(id(module))
+        registered: list[dict[str, Any]] = [dict(registry) for registry in _registries(module)]
+        self.attributes.append((module, dict(module.__dict__), registered))
+        self.contents += contents(module)
+        for name, value in module.__dict__.items():
+            if name not in OWN and is_iterator(value):
+                self.hidden.append((module.__dict__, name, value, OutOfReach(name)))
+                module.__dict__[name] = self.hidden[-1][-1]
 
     def restore(self, read: Mapping[str, tuple[Tensor, Tensor]]) -> str:
         """Undo every change.
@@ -42,7 +57,10 @@ class Snapshot:
         Returns:
             What was changed, or an empty string; a collection that was only filled is named by ``cached`` instead.
         """
-        changed = ""
+        changed = self.beside.restore()
+        for held, name, value, stand_in in self.hidden:
+            if held.get(name) is stand_in:
+                held[name] = value
         for module, attributes, registered in self.attributes:
             now = module.__dict__
             if now.keys() != attributes.keys() or any(now[k] is not v for k, v in attributes.items()):
@@ -55,12 +73,12 @@ class Snapshot:
                     changed = "forward replaces parameters, buffers or children of the module"
                     current.clear()
                     current.update(before)
-        for held in self.contents:
-            done = held.restore()
+        for collection in self.contents:
+            done = collection.restore()
             if done == "filled":
-                self.cached = held.name
+                self.cached = collection.name
             elif done:
-                changed = f"forward changes {held.name}"
+                changed = f"forward changes {collection.name}"
         for name, (value, old) in read.items():
             if not _unchanged(value, old):
                 changed = f"forward changes {name}"

@@ -12,14 +12,18 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from reparam.graph.arguments import ArgumentSpec, filled, has_hole
+from reparam.graph.callers import LOOKS_UP
+from reparam.graph.code import code_of
 from reparam.graph.examples import Examples
-from reparam.graph.proxy import EXAMPLE, PLAIN
+from reparam.graph.modes import current_mode
+from reparam.graph.proxy import EXAMPLE
+from reparam.graph.questions import asking_types, asks_classes_of
 from reparam.graph.reading import ACTIVE, traced_builtins
-from reparam.graph.signatures import parameters_of
+from reparam.graph.readings import call_as_users_do, operations
 from reparam.graph.snapshot import Snapshot
 from reparam.graph.spelling import leaves
 from reparam.graph.tensor_writes import writes_to_tensors
-from reparam.graph.tracer import Kinds, Lacking, Tracer, current_mode
+from reparam.graph.tracer import Kinds, Lacking, Tracer
 from reparam.graph.unread import Unread, first_line, place_of, raised_by_user
 
 MOST_ATTEMPTS: Final = 64  # each condition that is an assertion costs one
@@ -50,6 +54,8 @@ class Trace:
         computed: whether the forward computed with tensors alone, so that the graph may depend on what they hold.
         within: nodes that methods of the module compute: names and numbers of the calls, outermost first.
         recast: a class of lists or dicts that the forward makes and the graph holds as plain ones; empty if none.
+        typed: arguments of which it was asked what they are, or have, with the classes; None if these are unknown.
+        doubtful: why a call may take another way than the one that was read; empty if there is no reason to doubt.
         otherwise: what it does for other outcomes of its conditions on the input.
         branches: the line of code with the last of these conditions; empty if there is one outcome.
         sharers: modules that have the same graph, being alike, beside the one that was read.
@@ -72,9 +78,16 @@ class Trace:
     within: Mapping[fx.Node, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     cache: str = ""
     recast: str = ""
+    typed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    doubtful: str = ""
     otherwise: "tuple[Trace, ...]" = ()
     branches: str = ""
     sharers: list[nn.Module] = field(default_factory=list)
+
+    @property
+    def several(self) -> str:
+        """Why a call may do something else than the graph; empty if it does this."""
+        return self.doubtful or (f"its forward branches on its input ({self.branches})" if self.otherwise else "")
 
 
 def trace(
@@ -164,6 +177,8 @@ def _together(outcomes: list[Trace], branches: str) -> Trace:
         touched=frozenset().union(*(other.touched for other in outcomes)),
         kinds=tuple(kind for other in outcomes for kind in other.kinds),
         lacking=tuple(lack for other in outcomes for lack in other.lacking),
+        doubtful=next((other.doubtful for other in outcomes if other.doubtful), ""),
+        typed={name: kinds for other in outcomes for name, kinds in other.typed.items()},
         otherwise=tuple(outcomes[1:]),
         branches=branches,
     )
@@ -189,7 +204,8 @@ def _attempt(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | U
 
 def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Unread | _Raised":
     module = tracer.root
-    snapshot = Snapshot(module)
+    snapshot = tracer.snapshot = Snapshot(module)
+    code = tracer.code = code_of(type(module), method)
     inputs: dict[str, fx.Node] = {}
     try:
         with torch.enable_grad():
@@ -205,8 +221,8 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
                     values[name] = filled(spec, placeholder)
             ACTIVE.append(tracer)
             try:
-                with traced_builtins(tracer.opens, tracer.numbers), tracer.watch:
-                    result = _call(module, method, values)
+                with traced_builtins(tracer.opens, tracer.numbers), asking_types(code, tracer), tracer.watch:
+                    result = call_as_users_do(module, method, values)
                 tracer.returning = True
                 output = tracer.create_arg(result)
             finally:
@@ -230,7 +246,7 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
         types_read=tracer.types_read(),
         fixed_type=not tracer.watch.asked_type.isdisjoint(tracer.read) and _holds_type(tracer.graph),
         touched=frozenset(tracer.touched),
-        kinds=tuple(tracer.kinds),
+        kinds=(*tracer.kinds, *(asks_classes_of(module, tracer.touched) if code.asks_class else ())),
         lacking=tuple(tracer.lacking),
         modes=tracer.modes,
         specialised=tracer.specialised,
@@ -238,6 +254,11 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
         within=tracer.within,
         cache=snapshot.cached,
         recast=tracer.recast,
+        typed={
+            **(dict.fromkeys(inputs, (None,)) if code.asks_class else {}),
+            **{name: tuple(kinds) for name, kinds in tracer.typed.items()},
+        },
+        doubtful=code.doubtful or ("" if tracer.doubtful == LOOKS_UP and snapshot.cached else tracer.doubtful),
     )
 
 
@@ -249,45 +270,8 @@ def _holds_type(graph: fx.Graph) -> bool:
 
 def _same(a: Trace, b: Trace) -> bool:
     """Whether two readings of one forward are the same operations, apart from the conditions themselves."""
-    return _operations(a) == _operations(b)
-
-
-def _operations(traced: Trace) -> list[Any]:
-    found: list[Any] = []
-    index: dict[fx.Node, int] = {}
-    live = {node for node in traced.graph.nodes if node.op == "output"}
-    for node in reversed(traced.graph.nodes):
-        if node in live or not node.meta.get(PLAIN):
-            live |= {node, *node.all_input_nodes}
-    for node in traced.graph.nodes:
-        if node not in live:
-            continue
-        index[node] = len(found)
-        target = id(traced.tensors[node.target]) if node.op == "get_attr" else node.target
-        arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: ("node", index[n]))
-        found.append((node.op, target, repr(arguments), traced.modes.get(node)))
-    return found
-
-
-def _call(module: nn.Module, method: str, values: Mapping[str, Any]) -> Any:
-    """Call a forward as a user does: what is left at its default is not given, for a decorator may give it itself."""
-    positional, keyword = [], {}
-    parameters = parameters_of(module, method)
-    variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
-    for name, parameter in parameters.items():
-        optional = parameter.default is not parameter.empty and not variadic
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            positional.extend(values.get(name, ()))
-        elif parameter.kind is parameter.VAR_KEYWORD:
-            keyword.update(values.get(name, {}))
-        elif name in values and not (optional and values[name] is parameter.default):
-            if parameter.kind is parameter.KEYWORD_ONLY or (
-                optional and parameter.kind is not parameter.POSITIONAL_ONLY
-            ):
-                keyword[name] = values[name]
-            else:
-                positional.append(values[name])
-    return getattr(module, method)(*positional, **keyword)
+    one, other = (operations(t.graph, t.tensors, t.modes) for t in (a, b))
+    return one == other
 
 
 def _not_python(module: nn.Module) -> Unread | None:

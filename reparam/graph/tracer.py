@@ -4,6 +4,7 @@ Generated weights therefore become constants, and ``if self.alpha:`` works.
 """
 
 import dataclasses
+import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -14,11 +15,15 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.proxy import Scope, TraceError
 
-from reparam.graph.contents import same
+from reparam.graph.code import CATCHES, NOTHING, Code, inside, writes_arguments
+from reparam.graph.contents import put_out_of_reach, same
 from reparam.graph.examples import Examples
+from reparam.graph.leaves import hooks
 from reparam.graph.lengths import length_in_code
 from reparam.graph.method_calls import MethodCalls
-from reparam.graph.proxy import EXAMPLE, PLAIN, Traced, has_traced, is_plain, meta
+from reparam.graph.modes import current_mode
+from reparam.graph.proxy import EXAMPLE, PLAIN, Traced, has_traced, is_plain, made_of_its_fields, meta
+from reparam.graph.snapshot import Snapshot
 from reparam.graph.unread import calling_line
 from reparam.graph.watch import Watch
 
@@ -72,13 +77,17 @@ class Tracer(fx.Tracer):
         self.made: list[weakref.ref[Traced]] = []
         self.beside: dict[str, Any] = getattr(type(module).forward, "__globals__", {})
         self.returning = False
+        self.code: Code = NOTHING
+        self.doubtful = ""
+        self.typed: dict[str, list[Any]] = {}
+        self.snapshot: Snapshot | None = None
 
     def release(self) -> None:
         """Let go of the module: other code may keep the traced values that it got, as ``functools.cache`` does."""
         self.root = nn.Identity()
         self.examples = None
         self.tensors, self.before, self.paths = {}, {}, {}
-        self.kept, self.frontier = [], []
+        self.kept, self.frontier, self.snapshot = [], [], None
         if self.methods is not None:
             self.methods.forget()
 
@@ -123,6 +132,8 @@ class Tracer(fx.Tracer):
             example = self._example(node)
             if example is not None:
                 node.meta[EXAMPLE] = example
+        if self.code.catching and not self.returning and inside(sys._getframe(1), self.code.catching):
+            self.doubtful = CATCHES
         calls = () if self.methods is None else self.methods.now()
         if calls:
             self.within[node] = calls
@@ -157,7 +168,7 @@ class Tracer(fx.Tracer):
             dataclasses.is_dataclass(a)
             and not isinstance(a, type)
             and has_traced(a)
-            and not _made_of_its_fields(type(a))
+            and not made_of_its_fields(type(a))
         ):
             raise TraceError(f"makes a {type(a).__name__}, which is more than its fields")
         if type(a) is torch.Size and self.returning:  # nodes hold it as a plain tuple
@@ -232,6 +243,11 @@ class Tracer(fx.Tracer):
         if path:
             self.kinds.append((path, kinds, answer))
 
+    def on_question(self, node: fx.Node, kinds: Any) -> None:
+        """Remember that the forward asked what an argument is; it may do something else for another one."""
+        if node.op == "placeholder":
+            self.typed.setdefault(str(node.target), []).append(kinds)
+
     def on_lack(self, module: nn.Module, name: str) -> None:
         """Remember that the forward asked a descendant for something that it does not have."""
         path = self.path(module)
@@ -241,8 +257,12 @@ class Tracer(fx.Tracer):
     def on_call(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A child on traced values is a node; on concrete ones it just runs."""
         if not has_traced((args, kwargs)):
+            if self.snapshot is not None:
+                self.snapshot.add(module)
             return forward(*args, **kwargs)
         path = self.path(module)
+        if path is None and type(module) is nn.Sequential and not hooks(module):  # a slice of one
+            return forward(*args, **kwargs)
         if path is None:
             raise TraceError(f"calls {type(module).__name__}, which is not registered as one of its children")
         if path == "":
@@ -251,7 +271,12 @@ class Tracer(fx.Tracer):
             "torch."
         ):
             raise TraceError(f"calls {type(module).__name__}, which overrides __call__")
-        return self.create_proxy("call_module", path, args, kwargs)
+        result = self.create_proxy("call_module", path, args, kwargs)
+        collections = [a for a in (*args, *kwargs.values()) if isinstance(a, list | dict)]
+        if collections and writes_arguments(module):
+            for collection in collections:
+                put_out_of_reach(f"a collection that {path} changes", collection)
+        return result
 
     def known_length(self, node: fx.Node) -> int | None:
         """Number of elements of a value if the code alone, or an example, fixes it."""
@@ -269,20 +294,3 @@ class Tracer(fx.Tracer):
         if len(self.asked) > len(self.answers):
             self.answers.append(True)
         return self.answers[len(self.asked) - 1]
-
-
-def _made_of_its_fields(kind: type) -> bool:
-    """Whether a data class makes an instance of its fields and nothing else."""
-    options = kind.__dataclass_params__  # type: ignore[attr-defined]
-    whole = options.init and all(field.init for field in dataclasses.fields(kind))
-    return whole and not hasattr(kind, "__post_init__") and "__new__" not in vars(kind)
-
-
-def current_mode() -> tuple[bool, ...]:
-    """Gradient and autocast modes that are on."""
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        torch.is_autocast_enabled("cpu"),
-        torch.is_autocast_enabled("cuda"),
-    )

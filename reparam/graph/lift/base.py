@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, Self, final
+from typing import Any, Self, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from reparam.graph.operation import Numbers, Operation
 from reparam.graph.rank_rules import UNKNOWN, Rank
 from reparam.graph.ranks import infer_ranks
 from reparam.graph.shapes import Shape, shapes_of
+from reparam.graph.snapshot import Snapshot
 from reparam.graph.space import Space
 from reparam.graph.spaces import fits, infer
 
@@ -147,6 +148,23 @@ def passed(value: Value, known: Known) -> Operation:
     return Operation("identity", {value: identity_of(value, known)}, {})
 
 
-def parametrized_in_training(module: nn.Module) -> bool:
-    """Whether the weights of a module are computed, and by a parametrization that may change when it runs."""
-    return parametrize.is_parametrized(module) and module.training
+def changing_weights(module: nn.Module) -> str:
+    """Why weights that parametrizations compute may be others when the module runs; empty if they are not."""
+    if not parametrize.is_parametrized(module):
+        return ""
+    if module.training:
+        return "the module is in training mode"
+    parametrizations = cast(nn.ModuleDict, module.parametrizations)
+    snapshot = Snapshot(parametrizations)
+    for part in parametrizations.modules():
+        snapshot.add(part)
+    before = {name: (buffer, buffer.clone()) for name, buffer in parametrizations.named_buffers() if not buffer.is_meta}
+    try:
+        with torch.no_grad():
+            for weights in parametrizations.values():
+                weights()
+    except Exception:  # user code; or an iterator that it uses, which is out of reach
+        snapshot.restore(before)
+        return "its parametrization cannot be run by itself"
+    changed = snapshot.restore(before)
+    return "its parametrization changes when it runs" if changed or snapshot.cached else ""

@@ -10,7 +10,7 @@ from reparam.graph.constants import made_for
 from reparam.graph.effects import written
 from reparam.graph.leaves import SHARED, hooks
 from reparam.graph.lift.arithmetic import added_product, arithmetic_sum, channel_product, scale, zeros
-from reparam.graph.lift.base import Known, Lifted, Lifting, parametrized_in_training
+from reparam.graph.lift.base import Known, Lifted, Lifting, changing_weights
 from reparam.graph.lift.casts import cast
 from reparam.graph.lift.channels import channel_assignment, channel_selection, channel_shuffle, concatenation
 from reparam.graph.lift.convs import conv_function, conv_module, conv_transpose_module
@@ -58,6 +58,9 @@ def lift(value: Value, known: Known, liftings: tuple[Lifting, ...] = LIFTINGS) -
     """The formula of an operation; a refusal if it could be linear and is not; None for everything else."""
     if value.node.op == "placeholder" or is_plain(value):
         return None
+    changing = "" if value.module is None else changing_weights(value.module)
+    if changing:
+        return Refusal("parametrization", changing, "call eval() on it, or remove the parametrization")
     result: Lifted = None
     for lifting in liftings:
         result = lifting(value, known)
@@ -91,8 +94,6 @@ def _unsafe(value: Value, operation: Operation, known: Known) -> Refusal | None:
             return Refusal("hooks", f"the module has a {reason}", "remove it before fusing")
         if value.shared and (next(value.module.parameters(), None) is not None or operation.norm):
             return Refusal("shared", SHARED, "give every caller a module of its own")
-        if parametrized_in_training(value.module):
-            return Refusal("parametrization", "the module is in training mode", "call eval() on it")
     for source, conv in operation.terms.items():
         space = known.space(source)
         if conv.in_channels and space is not None and (space.channels, space.axes) != (conv.in_channels, conv.axes):

@@ -1,0 +1,203 @@
+"""What the code of a forward contains, and that of the methods and functions which it calls."""
+
+import dis
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import CodeType, FrameType, FunctionType
+from typing import Any, Final, final
+
+from torch import nn
+
+from reparam.graph.entry_methods import MOST, methods_of
+
+CATCHES: Final = "its forward catches errors"
+COMPARES: Final = "its forward asks whether two values are one object"
+CHANGES: Final = frozenset(("append", "appendleft", "extend", "insert", "update", "setdefault", "pop", "clear"))
+_WRITES: Final = ("STORE_SUBSCR", "DELETE_SUBSCR", "BINARY_OP")
+_STANDARD: Final = ("torch", "reparam", "builtins", "numpy")
+_HELPERS: Final = 64  # functions that are looked into for one class
+_CODES: Final[dict[tuple[type, str], "Code"]] = {}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What stands in the code that is run with a forward.
+
+    Args:
+        functions: the forward, the methods that it calls, and the functions of their files.
+        doubtful: why another way may be taken through it than one reading shows; empty if none.
+        catching: of the codes that catch errors and go on, the instructions between which they do.
+        asks_class: whether the attribute ``__class__`` of something else than the module is read.
+        written: names of global variables that are set, with the variables of their file.
+        named: names of global variables that are read, alike.
+    """
+
+    functions: tuple[FunctionType, ...]
+    doubtful: str
+    catching: Mapping[CodeType, tuple[tuple[int, int], ...]]
+    asks_class: bool
+    written: tuple[tuple[dict[str, Any], str], ...]
+    named: tuple[tuple[dict[str, Any], str], ...]
+
+
+NOTHING: Final = Code((), "", {}, asks_class=False, written=(), named=())
+
+
+def forget_code() -> None:
+    """Forget what is remembered of classes: their methods may have been replaced since."""
+    _CODES.clear()
+
+
+def code_of(kind: type, method: str = "forward") -> Code:
+    """What stands in the code of a method of a class, and in what it calls."""
+    key = (kind, method)
+    if key not in _CODES:
+        functions = tuple(_functions(kind, method))
+        codes = [(function, code) for function in functions for code in nested(function.__code__)]
+        doubtful = COMPARES if any(_compares_values(code) for _, code in codes) else ""
+        catching = {code: _caught(code) for _, code in codes if code.co_exceptiontable and _swallows(code)}
+        written = tuple((f.__globals__, name) for f, code in codes for name in _set_globals(code))
+        named = tuple((f.__globals__, name) for f, code in codes for name in code.co_names if name in f.__globals__)
+        asks = any(_asks_class(code) for _, code in codes)
+        _CODES[key] = Code(functions, doubtful, catching, asks, written, named)
+    return _CODES[key]
+
+
+def _functions(kind: type, method: str) -> Iterator[FunctionType]:
+    """A method, the methods that it calls, and the functions of their files that these call."""
+    pending = [inspect.unwrap(f) for f in methods_of(kind, method) if isinstance(f, FunctionType)]
+    seen: set[int] = set()
+    while pending and len(seen) < _HELPERS:
+        function = pending.pop(0)
+        if not isinstance(function, FunctionType) or id(function) in seen:
+            continue
+        if str(function.__module__).partition(".")[0] in _STANDARD:
+            continue
+        seen.add(id(function))
+        yield function
+        for code in nested(function.__code__):
+            for name in code.co_names:
+                called = function.__globals__.get(name)
+                if isinstance(called, FunctionType) and called.__globals__ is function.__globals__:
+                    pending.append(called)
+
+
+def nested(code: CodeType) -> Iterator[CodeType]:
+    """A code and those of the functions, comprehensions and generators within it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from nested(constant)
+
+
+def _has(code: CodeType, operation: str) -> bool:
+    return dis.opmap[operation] in code.co_code[::2]
+
+
+def steps(code: CodeType) -> list[tuple[str, Any, str]]:
+    """Name, argument and its text of the instructions of a code; one that does two things at once is two."""
+    found: list[tuple[str, Any, str]] = []
+    for one in dis.get_instructions(code):
+        names = one.opname.replace("_LOAD_", " LOAD_").replace("_STORE_", " STORE_").split()
+        if isinstance(one.argval, tuple) and len(names) == 2:
+            found += [(name, value, one.argrepr) for name, value in zip(names, one.argval, strict=True)]
+        else:
+            found.append((one.opname, one.argval, one.argrepr))
+    return found
+
+
+@lru_cache(maxsize=MOST)
+def _swallows(code: CodeType) -> bool:
+    """Whether a handler of errors goes on; those of ``with`` and ``finally`` raise again."""
+    if "suppress" in code.co_names:
+        return True
+    if not _has(code, "POP_EXCEPT"):
+        return False
+    names = [instruction.opname for instruction in dis.get_instructions(code)]
+    ends = sum(name == "POP_EXCEPT" and names[at - 1] != "COPY" for at, name in enumerate(names))
+    return ends > names.count("WITH_EXCEPT_START")
+
+
+@lru_cache(maxsize=MOST)
+def _caught(code: CodeType) -> tuple[tuple[int, int], ...]:
+    """Where errors are caught: offsets of the first instruction, and of the one behind the last."""
+    found = {one.offset: at for at, one in enumerate(dis.get_instructions(code))}
+    names = [one.opname for one in dis.get_instructions(code)]
+    suppresses = "suppress" in code.co_names
+    entries = ((entry, found[entry.target]) for entry in dis.Bytecode(code).exception_entries)  # type: ignore[attr-defined]
+    return tuple(
+        (entry.start, entry.end)
+        for entry, at in entries
+        if names[at] == "PUSH_EXC_INFO" and (suppresses or names[at + 1] != "WITH_EXCEPT_START")
+    )
+
+
+def inside(frame: FrameType | None, catching: Mapping[CodeType, tuple[tuple[int, int], ...]]) -> bool:
+    """Whether a frame, or one that it was called from, would catch an error now."""
+    while frame is not None:
+        if any(start <= frame.f_lasti < end for start, end in catching.get(frame.f_code, ())):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def writes_arguments(module: nn.Module) -> bool:
+    """Whether a forward in a module may change a list or dict that it is given."""
+    return any(
+        _writes_arguments(code)
+        for kind in {type(child) for child in module.modules()}
+        for function in code_of(kind).functions
+        for code in [function.__code__]
+    )
+
+
+@lru_cache(maxsize=MOST)
+def _writes_arguments(code: CodeType) -> bool:
+    if CHANGES.isdisjoint(code.co_names) and not any(_has(code, name) for name in _WRITES):
+        return False
+    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    found = steps(code)
+    loads = [value if name.startswith("LOAD_FAST") and value in arguments else "" for name, value, _ in found]
+    for at, (name, value, text) in enumerate(found):
+        if name == "BINARY_OP" and text == "+=" and found[at + 1][1] in arguments:
+            return True
+        if name in ("LOAD_METHOD", "LOAD_ATTR") and value in CHANGES and loads[at - 1]:
+            return True
+        if name in ("STORE_SUBSCR", "DELETE_SUBSCR") and loads[at - 2]:
+            return True
+    return False
+
+
+@lru_cache(maxsize=MOST)
+def _compares_values(code: CodeType) -> bool:
+    """Whether ``is`` stands before a variable or an element, and behind no constant."""
+    if not _has(code, "IS_OP"):
+        return False
+    names = [name for name, _, _ in steps(code)]
+    for at, name in enumerate(names):
+        if name == "IS_OP" and at > 1:
+            right, left = names[at - 1], names[at - 2]
+            if right in ("BINARY_SUBSCR", "BINARY_OP"):
+                return True
+            if right.startswith(("LOAD_FAST", "LOAD_DEREF")) and left != "LOAD_CONST":
+                return True
+    return False
+
+
+@lru_cache(maxsize=MOST)
+def _asks_class(code: CodeType) -> bool:
+    if "__class__" not in code.co_names:
+        return False
+    found = steps(code)
+    asked = (at for at, (name, value, _) in enumerate(found) if name == "LOAD_ATTR" and value == "__class__")
+    return any(at and found[at - 1][1] not in ("self", *code.co_varnames[:1]) for at in asked)
+
+
+@lru_cache(maxsize=MOST)
+def _set_globals(code: CodeType) -> tuple[str, ...]:
+    if not _has(code, "STORE_GLOBAL"):
+        return ()
+    return tuple(one.argval for one in dis.get_instructions(code) if one.opname == "STORE_GLOBAL")
