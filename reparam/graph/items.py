@@ -31,14 +31,14 @@ def read_before(net: Net, frame: Frame, node: fx.Node, args: tuple[Any, ...]) ->
         args: its arguments.
     """
     source = args[0] if len(args) == 2 else None
-    if not isinstance(source, Value) or node.meta.get(PLAIN) or name_of(source) in SPLITS or not _gives_a_view(args[1]):
+    if not isinstance(source, Value) or node.meta.get(PLAIN) or not source.users:
         return None
-    key = key_of(args[1])
-    for first in reversed(source.users):
-        same = first.frame is frame and first.node.target is node.target and first.args[0] is source
-        if same and key_of(first.args[1]) == key:
-            return first if _untouched(net, source, first) else None
-    return None
+    if name_of(source) in SPLITS or not _gives_a_view(args[1]):
+        return None
+    before = [v for v in source.users if v.frame is frame and v.node.target is node.target and v.args[0] is source]
+    key = key_of(args[1]) if before else None
+    first = next((value for value in reversed(before) if key_of(value.args[1]) == key), None)
+    return first if first is not None and _untouched(net, source, first) else None
 
 
 def _gives_a_view(key: Any) -> bool:

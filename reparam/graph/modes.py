@@ -1,13 +1,13 @@
 """Modes of torch under which an operation runs."""
 
-import torch
+from torch import is_autocast_enabled, is_grad_enabled, is_inference_mode_enabled
 
 
 def current_mode() -> tuple[bool, ...]:
     """Gradient and autocast modes that are on."""
     return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        torch.is_autocast_enabled("cpu"),
-        torch.is_autocast_enabled("cuda"),
+        is_grad_enabled(),
+        is_inference_mode_enabled(),
+        is_autocast_enabled("cpu"),
+        is_autocast_enabled("cuda"),
     )

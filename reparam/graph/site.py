@@ -129,10 +129,9 @@ class Limits:
             if in_part:
                 return in_part
             if len(nodes) < 2:
-                if len(next(iter(nodes)).users) and frame not in _common(values):
-                    guessed = _guessed(frame) or (self._depends_on_options(frame) if frame.trace.typed else "")
-                    if guessed:
-                        return guessed
+                guessed = _guessed(frame) or (self._depends_on_options(frame) if frame.trace.typed else "")
+                if guessed and len(next(iter(nodes)).users) and frame not in _common(values):
+                    return guessed
                 continue
             if guessed := _guessed(frame):
                 return guessed

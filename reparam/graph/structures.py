@@ -11,6 +11,7 @@ from reparam.graph.arguments import HOLE
 from reparam.graph.net import Value
 
 NOTHING: Final = object()
+PLAIN_TYPES: Final = (int, str, bool, float, type(None))
 
 
 def spec_of(value: Any) -> Any:
@@ -28,6 +29,8 @@ def spec_of(value: Any) -> Any:
 
 def key_of(value: Any) -> Any:
     """A structure of constants and holes as something hashable."""
+    if type(value) in PLAIN_TYPES:
+        return (type(value).__name__, value)
     if isinstance(value, Mapping):
         return ("dict", *((k, key_of(v)) for k, v in value.items()))
     if isinstance(value, list | tuple):
