@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from reparam.graph.asked import TAKEN, Asked
 from reparam.graph.edit import STOCK
-from reparam.graph.entries import EntryPoints, missed, used_in_part, variants
+from reparam.graph.entries import Beside, EntryPoints, variants
 from reparam.graph.generated import SOURCE, has_generated_methods
 from reparam.graph.held import held_modules
 from reparam.graph.leaves import EXCLUDED, OUTSIDE, hooks
@@ -31,6 +31,7 @@ class Limits:
         self.options = options
         self._only = _only(model, options)
         self.entries = EntryPoints()
+        self._beside = Beside(frame for net in reading.nets for frame in net.frames)
         self._editable: dict[Frame, str] = {}
         kinds = {(p.dtype, p.device) for p in model.parameters() if p.is_floating_point()}
         uniform = len(kinds) == 1  # then all parameters of a module answer alike
@@ -125,7 +126,7 @@ class Limits:
                 steps.setdefault(around, {})[node] = None
                 node, around = around.call, around.parent
         for frame, nodes in steps.items():
-            in_part = used_in_part(frame, values)
+            in_part = self._beside.using_a_part(frame, values)
             if in_part:
                 return in_part
             if len(nodes) < 2:
@@ -146,9 +147,10 @@ class Limits:
         members = {*values, *covered}
         edited = where.frame if where.mode is Mode.EDIT else None
         for value in values:
-            reason = missed(value, where) if value.module is not None and value not in where.passed else ""
-            if reason:
-                return reason
+            if value.module is not None and value not in where.passed:
+                reason = self._beside.missing(value, where)
+                if reason:
+                    return reason
             for reader in self._exposed.get(value.path, ()) if value.module is not None else ():
                 vanishes = where.mode is not Mode.SWAP and reader is not edited
                 vanishes = vanishes and (reader is where.container or _is_below(reader, where.container or edited))
