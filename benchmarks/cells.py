@@ -52,7 +52,7 @@ class Settings:
     threads: int = 1
     seconds: float = 4.0
     minutes: float = 18.0
-    timeout: float = 240.0
+    timeout: float = 600.0
     device: str = "cpu"
 
     def file(self, name: str) -> Path:
