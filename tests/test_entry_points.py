@@ -358,3 +358,65 @@ def test_mentions() -> None:
         Mention("last", True),
         Mention("store", False),
     }
+
+
+class WithProperty(Branches):
+    """Its norm is known by another name, and by a name that is looked up."""
+
+    @property
+    def head(self) -> nn.Module:
+        return self.n
+
+    def other(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.n(self.c(x)))
+
+
+class LookedUp(WithProperty):
+    def other(self, x: Tensor) -> Tensor:
+        return getattr(self, "n")(x)  # noqa: B009 (what is tested)
+
+
+@pytest.mark.parametrize("kind", [WithProperty, LookedUp])
+def test_a_method_that_finds_a_child_by_another_name(kind: type[nn.Module]) -> None:
+    entries_stay_right(ready(kind()), "other", conv=1, norm=1)
+
+
+class Predicting(Block):
+    """One convolution when fused, with a method of its own."""
+
+    def predict(self, x: Tensor) -> Tensor:
+        return self(x).sigmoid()
+
+
+def test_a_module_with_methods_is_not_replaced() -> None:
+    model = ready(nn.Sequential(Predicting(), nn.ReLU()))
+    fused = fuse_purely(model)
+    assert count(fused, X)["conv"] == 1
+    assert isinstance(fused[0], Predicting)
+    same(model[0].predict, fused[0].predict, X)
+
+
+class Scaled(Branches):
+    """A sum with a factor that its caller gives."""
+
+    def forward(self, x: Tensor, factor: float) -> Tensor:
+        return torch.relu(self.a(x) * factor + self.b(x))
+
+
+def test_a_constant_that_a_caller_gives_stays_an_argument() -> None:
+    class Calling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Scaled()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x, 0.5)
+
+    model = ready(Calling())
+    fused = fuse_purely(model)
+    same(model, fused, X)
+    for factor in (0.5, 2.0):
+        same(model.inner, fused.inner, X, factor)

@@ -30,7 +30,7 @@ class Two(nn.Module):
         self.a, self.b = conv_norm(3), conv_norm(1)
         self.c, self.n = conv(3), nn.BatchNorm2d(C)
 
-    def both(self, x: Tensor) -> Tensor:
+    def _both(self, x: Tensor) -> Tensor:
         return self.a(x) + self.b(x)
 
 
@@ -59,26 +59,26 @@ STATE = State()
 def global_number(net: Any, x: Tensor) -> Tensor:
     global CALLS
     CALLS += 1
-    return net.both(x) * CALLS
+    return net._both(x) * CALLS
 
 
 def global_list(net: Any, x: Tensor) -> Tensor:
     LISTED[0] += 1
-    return net.both(x) * LISTED[0]
+    return net._both(x) * LISTED[0]
 
 
 def global_dict(net: Any, x: Tensor) -> Tensor:
     TABLE["n"] += 1
-    return net.both(x) * TABLE["n"]
+    return net._both(x) * TABLE["n"]
 
 
 def global_object(net: Any, x: Tensor) -> Tensor:
     STATE.n += 1
-    return net.both(x) * STATE.n
+    return net._both(x) * STATE.n
 
 
 def global_iterator(net: Any, x: Tensor) -> Tensor:
-    return net.both(x) * next(COUNTER)
+    return net._both(x) * next(COUNTER)
 
 
 def _step() -> int:
@@ -88,7 +88,7 @@ def _step() -> int:
 
 
 def in_a_helper(net: Any, x: Tensor) -> Tensor:
-    return net.both(x) * _step()
+    return net._both(x) * _step()
 
 
 @pytest.fixture
@@ -123,19 +123,19 @@ class OfTheClass(Two):
 
     def forward(self, x: Tensor) -> Tensor:
         OfTheClass.count += 1
-        return self.both(x) * OfTheClass.count
+        return self._both(x) * OfTheClass.count
 
 
 class OfItsType(OfTheClass):
     def forward(self, x: Tensor) -> Tensor:
         type(self).count += 1
-        return self.both(x) * self.count
+        return self._both(x) * self.count
 
 
 class ListOfTheClass(OfTheClass):
     def forward(self, x: Tensor) -> Tensor:
         self.seen.append(1)
-        return self.both(x) * len(self.seen)
+        return self._both(x) * len(self.seen)
 
 
 @pytest.mark.parametrize("kind", [OfTheClass, OfItsType, ListOfTheClass])
@@ -168,7 +168,7 @@ ADVANCED: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("kind", ADVANCED)
 def test_an_iterator_that_is_advanced(kind: str) -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
-        return net.both(x) * next(net.numbers)
+        return net._both(x) * next(net.numbers)
 
     model = ready(made(forward))
     model.numbers = None
@@ -188,7 +188,7 @@ def fused_with(model: nn.Module, start: Callable[[nn.Module], None]) -> tuple[nn
 def test_an_object_that_counts() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         net.state.n += 1
-        return net.both(x) * net.state.n
+        return net._both(x) * net.state.n
 
     fused = stays_right(made(forward, state=State()))
     assert owned(fused.odd)["convs"] == 3
@@ -232,7 +232,7 @@ def test_state_that_an_attribute_holds(name: str) -> None:
     make, draw = HELD[name]
 
     def forward(net: Any, x: Tensor) -> Tensor:
-        return net.both(x) * draw(net.held)
+        return net._both(x) * draw(net.held)
 
     model, fused = fused_with(ready(made(forward)), lambda net: setattr(net, "held", make()))
     for _ in range(3):
@@ -245,7 +245,7 @@ def test_a_variable_of_the_function_around_a_forward() -> None:
 
         def forward(net: Any, x: Tensor) -> Tensor:
             n[0] += 1
-            return net.both(x) * n[0]
+            return net._both(x) * n[0]
 
         return ready(made(forward))
 
@@ -275,7 +275,7 @@ class Counting(nn.Module):
 
 @pytest.mark.parametrize("how", ["number", "list", "buffer", "nothing"])
 def test_a_parametrization_that_counts(how: str) -> None:
-    model = made(lambda net, x: net.both(x))
+    model = made(lambda net, x: net._both(x))
     parametrize.register_parametrization(model.a[0], "weight", Counting(how), unsafe=True)
     model = ready(model)
     counting = model.a[0].parametrizations.weight[0]
@@ -328,7 +328,7 @@ def test_a_class_is_asked_for_by_name_or_type(forward: Callable[..., Tensor]) ->
 
 class Sum(Two):
     def forward(self, x: Tensor) -> Tensor:
-        return self.both(x).relu()
+        return self._both(x).relu()
 
 
 def test_the_type_of_a_block_that_would_be_generated() -> None:
@@ -349,7 +349,7 @@ def test_a_class_is_made_while_types_are_asked_for() -> None:
             pass
 
         known = isinstance(Local, type) and type(Local) is Local.__class__ and type(Meta).__name__ == "type"
-        return net.both(x).relu() * (2 if known else 1) * len(type("T", (), {}).__name__)
+        return net._both(x).relu() * (2 if known else 1) * len(type("T", (), {}).__name__)
 
     assert owned(stays_right(made(forward)).odd)["convs"] == 2
 
@@ -359,7 +359,7 @@ def test_its_own_class_may_be_asked_for() -> None:
         assert x.dim() == 4, f"{net.__class__.__name__} wants images, not {x.shape}"
         if type(net).__name__ != "Made":
             raise TypeError(type(net))
-        return net.both(x).relu()
+        return net._both(x).relu()
 
     assert owned(stays_right(made(forward)).odd)["convs"] == 2
 
@@ -370,7 +370,7 @@ def test_its_own_class_may_be_asked_for() -> None:
 def summed_list(net: Any, x: Any) -> Tensor:
     if isinstance(x, (list, tuple)):
         x = sum(x)
-    return net.both(x)
+    return net._both(x)
 
 
 def joined_list(net: Any, x: Any) -> Tensor:
@@ -382,25 +382,25 @@ def joined_list(net: Any, x: Any) -> Tensor:
 def unless_tensor(net: Any, x: Any) -> Tensor:
     if not isinstance(x, Tensor):
         x = x[0] - x[1]
-    return net.n(net.c(net.both(x))).relu()
+    return net.n(net.c(net._both(x))).relu()
 
 
 def type_is_list(net: Any, x: Any) -> Tensor:
     if type(x) is list:
         x = x[0] * x[1]
-    return net.both(x).relu()
+    return net._both(x).relu()
 
 
 def asks_torch(net: Any, x: Any) -> Tensor:
-    return net.both(x if torch.is_tensor(x) else x[0]).relu()
+    return net._both(x if torch.is_tensor(x) else x[0]).relu()
 
 
 def class_is_list(net: Any, x: Any) -> Tensor:
-    return net.both(sum(x) if x.__class__ is list else x).relu()
+    return net._both(sum(x) if x.__class__ is list else x).relu()
 
 
 def has_a_shape(net: Any, x: Any) -> Tensor:
-    return net.both(x if hasattr(x, "shape") else x[0]).relu()
+    return net._both(x if hasattr(x, "shape") else x[0]).relu()
 
 
 def between_in_a_list(net: Any, x: Any) -> Tensor:
@@ -440,7 +440,7 @@ def test_an_assertion_about_the_argument_does_not_stop_fusing() -> None:
         assert isinstance(x, Tensor)
         if isinstance(x, (list, tuple)):
             raise TypeError("no list")
-        return net.both(x).relu()
+        return net._both(x).relu()
 
     assert owned(stays_right(made(forward)).odd)["convs"] == 2
 
@@ -456,15 +456,15 @@ class Nested:
 def has_method(net: Any, x: Any) -> Tensor:
     if hasattr(x, "decompose"):
         x, _ = x.decompose()
-    return net.both(x)
+    return net._both(x)
 
 
 def gets_attribute(net: Any, x: Any) -> Tensor:
-    return net.both(getattr(x, "tensors", x))
+    return net._both(getattr(x, "tensors", x))
 
 
 def is_a_class(net: Any, x: Any) -> Tensor:
-    return net.both(x.tensors if isinstance(x, Nested) else x)
+    return net._both(x.tensors if isinstance(x, Nested) else x)
 
 
 @pytest.mark.parametrize("forward", [has_method, gets_attribute, is_a_class])
@@ -483,7 +483,7 @@ def catches(net: Any, x: Tensor) -> Tensor:
         y = x.view(2, C, 99)
     except RuntimeError:
         y = x.flatten(2)
-    return net.both(x).relu() + y.mean(-1)[..., None, None]
+    return net._both(x).relu() + y.mean(-1)[..., None, None]
 
 
 def catches_all(net: Any, x: Tensor) -> Tensor:
@@ -491,7 +491,7 @@ def catches_all(net: Any, x: Tensor) -> Tensor:
         n = float(int(x.shape[2]))
     except Exception:
         n = 1.0
-    return net.both(x) * n
+    return net._both(x) * n
 
 
 def _sized(x: Tensor) -> float:
@@ -502,14 +502,14 @@ def _sized(x: Tensor) -> float:
 
 
 def catches_in_a_function(net: Any, x: Tensor) -> Tensor:
-    return net.both(x) * _sized(x)
+    return net._both(x) * _sized(x)
 
 
 def suppresses(net: Any, x: Tensor) -> Tensor:
     n = 1.0
     with contextlib.suppress(TypeError):
         n = float(x.shape[2])
-    return net.both(x) * n
+    return net._both(x) * n
 
 
 def other_chain(net: Any, x: Tensor) -> Tensor:
@@ -522,36 +522,36 @@ def other_chain(net: Any, x: Tensor) -> Tensor:
 
 def identity(net: Any, x: Tensor) -> Tensor:
     y = F.dropout(x, 0.5, net.training)
-    return net.both(x) * (1 if y is x else 2)
+    return net._both(x) * (1 if y is x else 2)
 
 
 def identity_of_element(net: Any, x: Tensor) -> Tensor:
     parts = [x.to(x.dtype), x]
-    return net.both(x) * (1 if parts[0] is parts[1] else 2)
+    return net._both(x) * (1 if parts[0] is parts[1] else 2)
 
 
 def keyed_by_type(net: Any, x: Tensor) -> Tensor:
-    return net.both(x) * {torch.float64: 2.0}.get(x.dtype, 1.0)
+    return net._both(x) * {torch.float64: 2.0}.get(x.dtype, 1.0)
 
 
 def in_a_set(net: Any, x: Tensor) -> Tensor:
-    return net.both(x) * (2 if x.dtype in {torch.float64} else 1)
+    return net._both(x) * (2 if x.dtype in {torch.float64} else 1)
 
 
 def keyed_by_device(net: Any, x: Tensor) -> Tensor:
-    return net.both(x) * {"cpu": 3.0}.get(x.device.type, 1.0)
+    return net._both(x) * {"cpu": 3.0}.get(x.device.type, 1.0)
 
 
 def keyed_by_text(net: Any, x: Tensor) -> Tensor:
-    return net.both(x) * {"9x11": 2.0}.get(f"{x.shape[2]}x{x.shape[3]}", 1.0)
+    return net._both(x) * {"9x11": 2.0}.get(f"{x.shape[2]}x{x.shape[3]}", 1.0)
 
 
 def keyed_by_str(net: Any, x: Tensor) -> Tensor:
-    return net.both(x) * (2 if str(x.dtype) == "torch.float64" else 1)
+    return net._both(x) * (2 if str(x.dtype) == "torch.float64" else 1)
 
 
 def keyed_by_sizes(net: Any, x: Tensor) -> Tensor:
-    return net.both(x) * {(9, 11): 2.0}.get((x.shape[2], x.shape[3]), 1.0)
+    return net._both(x) * {(9, 11): 2.0}.get((x.shape[2], x.shape[3]), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -592,7 +592,7 @@ def test_the_class_of_a_size(name: str) -> None:
     asks = PLAIN[name]
 
     def forward(net: Any, x: Tensor) -> Tensor:
-        return net.both(x) * (2 if asks(x) else 1)
+        return net._both(x) * (2 if asks(x) else 1)
 
     stays_right(made(forward))
 
@@ -601,7 +601,7 @@ def test_the_class_of_a_size(name: str) -> None:
 def test_a_mode_that_is_asked_for(name: str) -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         on = torch.is_autocast_enabled("cpu") if name == "autocast" else torch.is_inference_mode_enabled()
-        return net.both(x) * (2 if on else 1)
+        return net._both(x) * (2 if on else 1)
 
     model = ready(made(forward))
     fused = reparam.fuse(model)
@@ -620,11 +620,11 @@ def test_handlers_that_raise_again_and_with_blocks_do_not_stop_fusing() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         try:
             with torch.profiler.record_function("block"):
-                y = net.both(x)
+                y = net._both(x)
         except RuntimeError as error:
             raise ValueError("of another size") from error
         finally:
-            net.both  # noqa: B018
+            net._both  # noqa: B018
         return y.relu()
 
     assert owned(stays_right(made(forward)).odd)["convs"] == 2
@@ -635,7 +635,7 @@ def test_handlers_that_raise_again_and_with_blocks_do_not_stop_fusing() -> None:
 
 class Collects(Two):
     def forward(self, x: Tensor, found: Any) -> Tensor:
-        y = self.both(x)
+        y = self._both(x)
         if isinstance(found, dict):
             found["y"] = y
         else:
@@ -648,7 +648,7 @@ def test_a_collection_that_a_child_fills(kind: Callable[[], Any]) -> None:
     def forward(net: Any, x: Tensor) -> Any:
         found = kind()
         y = net.k(x, found)
-        return net.both(y), found
+        return net._both(y), found
 
     model = made(forward)
     model.k = Collects()
@@ -658,12 +658,12 @@ def test_a_collection_that_a_child_fills(kind: Callable[[], Any]) -> None:
 def test_a_list_to_which_a_child_adds_another() -> None:
     class Adds(Two):
         def forward(self, x: Tensor, found: list[Tensor]) -> Tensor:
-            found += [self.both(x)]
+            found += [self._both(x)]
             return x
 
     def forward(net: Any, x: Tensor) -> Tensor:
         found: list[Tensor] = []
-        return net.both(net.k(x, found)) + sum(found)
+        return net._both(net.k(x, found)) + sum(found)
 
     model = made(forward)
     model.k = Adds()
@@ -673,7 +673,7 @@ def test_a_list_to_which_a_child_adds_another() -> None:
 def test_a_list_that_a_child_changes_and_nobody_reads_does_not_stop_fusing() -> None:
     class InPlace(Two):
         def forward(self, parts: list[Tensor]) -> list[Tensor]:
-            parts[0] = self.both(parts[0])
+            parts[0] = self._both(parts[0])
             return parts
 
     def forward(net: Any, x: Tensor) -> Tensor:
@@ -694,7 +694,7 @@ def test_a_list_that_a_child_reads_does_not_stop_fusing() -> None:
             return torch.cat(found, 1)
 
     def forward(net: Any, x: Tensor) -> Tensor:
-        return net.k([net.both(x), x])
+        return net.k([net._both(x), x])
 
     model = made(forward)
     model.k = Joins()
@@ -712,7 +712,7 @@ class Masked(nn.Conv2d):
 def test_a_mask_that_is_set_on_a_grandchild() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         net.q[0].mask = (x.mean(1, keepdim=True) > 0).to(x.dtype)
-        return net.q(x).relu() + net.both(x)
+        return net.q(x).relu() + net._both(x)
 
     model = made(forward)
     model.q = nn.Sequential(Masked(C, C, 3, padding=1), nn.BatchNorm2d(C))
@@ -796,3 +796,60 @@ def test_a_slice_of_a_chain_is_read() -> None:
     model = made(forward)
     model.q = nn.Sequential(conv(3), nn.BatchNorm2d(C), nn.ReLU(), conv(3), nn.BatchNorm2d(C))
     assert owned(stays_right(model).odd.q)["norms"] == 0
+
+
+# --- parts of an input that may be None -----------------------------------------------------------------------------
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(3), conv_norm(1)
+
+
+@dataclasses.dataclass
+class Sample:
+    image: Any
+    mask: Any = None
+
+
+def of_an_object(net: Any, sample: Any) -> Tensor:
+    y = net.a(sample.image) + net.b(sample.image)
+    if sample.mask is not None:
+        y = y * sample.mask
+    return y
+
+
+def of_a_dict(net: Any, batch: Any) -> Tensor:
+    mask = batch.get("mask")
+    y = net.a(batch["image"]) + net.b(batch["image"])
+    return y if mask is None else y * mask
+
+
+def of_a_tuple(net: Any, pair: Any) -> Tensor:
+    image, mask = pair
+    y = net.a(image) + net.b(image)
+    if mask is None:
+        return y
+    return y * mask
+
+
+PARTS: dict[str, tuple[Any, Any]] = {
+    "of an object": (of_an_object, Sample),
+    "of a dict": (of_a_dict, lambda image, mask: {"image": image, "mask": mask}),
+    "of a tuple": (of_a_tuple, lambda image, mask: (image, mask)),
+}
+
+
+@pytest.mark.parametrize(("function", "make"), PARTS.values(), ids=PARTS.keys())
+def test_a_part_of_the_input_that_may_be_none(function: Any, make: Any) -> None:
+    model = ready(type("Net", (Branches,), {"forward": function})())
+    fused = fuse_purely(model)
+    for mask in (None, Z):
+        same(model, fused, make(X, mask))
+    assert owned(fused)["norms"] == 0  # within the branches it does not matter
+
+
+def test_a_type_that_is_asked_of_the_buffers() -> None:
+    model = ready(made(lambda net, x: net.a(x.to(next(net.a.buffers()).dtype))))
+    same(model, fuse_purely(model), X)

@@ -13,8 +13,10 @@ from torch import nn
 from reparam.graph.entry_methods import MOST, methods_of
 
 CATCHES: Final = "its forward catches errors"
+ASKS_NONE: Final = "its forward asks whether a part of its input is None"
 COMPARES: Final = "its forward asks whether two values are one object"
 CHANGES: Final = frozenset(("append", "appendleft", "extend", "insert", "update", "setdefault", "pop", "clear"))
+NONE_TESTS: Final = tuple(name for name in dis.opmap if name == "IS_OP" or name.endswith("_NONE"))
 _WRITES: Final = ("STORE_SUBSCR", "DELETE_SUBSCR", "BINARY_OP")
 _STANDARD: Final = ("torch", "reparam", "builtins", "numpy")
 _HELPERS: Final = 64  # functions that are looked into for one class
@@ -30,6 +32,7 @@ class Code:
         functions: the forward, the methods that it calls, and the functions of their files.
         doubtful: why another way may be taken through it than one reading shows; empty if none.
         catching: of the codes that catch errors and go on, the instructions between which they do.
+        asks_none: whether it is asked of something else than an attribute of the module, or an argument, if it is None.
         asks_class: whether the attribute ``__class__`` of something else than the module is read.
         written: names of global variables that are set, with the variables of their file.
         named: names of global variables that are read, alike.
@@ -38,12 +41,13 @@ class Code:
     functions: tuple[FunctionType, ...]
     doubtful: str
     catching: Mapping[CodeType, tuple[tuple[int, int], ...]]
+    asks_none: bool
     asks_class: bool
     written: tuple[tuple[dict[str, Any], str], ...]
     named: tuple[tuple[dict[str, Any], str], ...]
 
 
-NOTHING: Final = Code((), "", {}, asks_class=False, written=(), named=())
+NOTHING: Final = Code((), "", {}, asks_none=False, asks_class=False, written=(), named=())
 
 
 def forget_code() -> None:
@@ -62,7 +66,8 @@ def code_of(kind: type, method: str = "forward") -> Code:
         written = tuple((f.__globals__, name) for f, code in codes for name in _set_globals(code))
         named = tuple((f.__globals__, name) for f, code in codes for name in code.co_names if name in f.__globals__)
         asks = any(_asks_class(code) for _, code in codes)
-        _CODES[key] = Code(functions, doubtful, catching, asks, written, named)
+        nothing = any(_asks_none(code) for _, code in codes)
+        _CODES[key] = Code(functions, doubtful, catching, nothing, asks, written, named)
     return _CODES[key]
 
 
@@ -184,6 +189,24 @@ def _compares_values(code: CodeType) -> bool:
                 return True
             if right.startswith(("LOAD_FAST", "LOAD_DEREF")) and left != "LOAD_CONST":
                 return True
+    return False
+
+
+@lru_cache(maxsize=MOST)
+def _asks_none(code: CodeType) -> bool:
+    if not any(_has(code, name) for name in NONE_TESTS):
+        return False
+    found = steps(code)
+    own, *arguments = code.co_varnames[: code.co_argcount] or [""]
+    for at, (name, _, _) in enumerate(found):
+        if name not in NONE_TESTS or (name == "IS_OP" and found[at - 1][:2] != ("LOAD_CONST", None)):
+            continue
+        last = start = at - (2 if name == "IS_OP" else 1)
+        while start > 0 and found[start][0] == "LOAD_ATTR":
+            start -= 1
+        variable = found[start][1] if found[start][0].startswith(("LOAD_FAST", "LOAD_DEREF")) else None
+        if not (variable == own or (variable in arguments and start == last)):
+            return True
     return False
 
 

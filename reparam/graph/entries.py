@@ -204,7 +204,7 @@ def _below(name: tuple[str, str], start: int) -> tuple[str, str]:
 def variants(frame: Frame, method: str = "forward") -> Iterator[tuple[str, Trace | Unread]]:
     """What a method, also one of a child, does for another value of one argument, where that is something else.
 
-    Each optional argument is tried, and None for each required one but the first.
+    Each optional argument is tried, and each for which a caller gives a constant; None for the others but the first.
     """
     of_forward = method == "forward"
     owner, _, method = method.rpartition(".")
@@ -218,7 +218,7 @@ def variants(frame: Frame, method: str = "forward") -> Iterator[tuple[str, Trace
         yield from _of_other_kinds(module, usual, spec, method, frame if of_forward else None)
     first = next(iter(parameters), "")
     for name, parameter in parameters.items():
-        if parameter.default is parameter.empty:
+        if parameter.default is parameter.empty and (name not in spec or has_hole(spec[name])):
             without = None if name == first else _if_none(module, spec, name, method)
             if without is not None and isinstance(usual, Trace) and not _same_for_none(without, usual, name):
                 yield name, without
@@ -258,7 +258,7 @@ def _may_be_another(frame: Frame, usual: Trace, name: str) -> bool:
 
 def _if_none(module: nn.Module, spec: ArgumentSpec, name: str, method: str) -> Trace | None:
     """What a method does if a required argument is None; None if that was not read: it asks for a value then."""
-    if name not in spec or not has_hole(spec[name]):
+    if name not in spec:
         return None
     traced = trace(module, {**spec, name: None}, method=method)
     return None if isinstance(traced, Unread) else traced

@@ -23,12 +23,14 @@ TORCH: Final = "torch.nn.modules"
 MOST: Final = 4096  # methods that are remembered
 _CALLED: Final[dict[type, Mapping[CodeType, str]]] = {}
 _UNCALLED: Final[dict[type, Mapping[str, frozenset[str]]]] = {}
+_PUBLIC: Final[dict[type, Mapping[str, bool]]] = {}
 
 
 def forget_classes() -> None:
     """Forget what is remembered of classes: their methods may have been replaced since."""
     _CALLED.clear()
     _UNCALLED.clear()
+    _PUBLIC.clear()
 
 
 def called_methods(kind: type) -> Mapping[CodeType, str]:
@@ -44,6 +46,11 @@ def uncalled(kind: type) -> Mapping[str, frozenset[str]]:
     if kind not in _UNCALLED:
         _UNCALLED[kind] = dict(_uncalled(kind))
     return _UNCALLED[kind]
+
+
+def method_with_data(kind: type) -> str:
+    """A public method of a class beside its forward that is called with data; empty if there is none."""
+    return next((name for name, required in _public(kind).items() if required), "")
 
 
 def codes_of(kind: type) -> Iterator[CodeType]:
@@ -82,6 +89,7 @@ def _function(kind: type, name: str) -> FunctionType | None:
     for base in kind.__mro__:
         if name in vars(base):
             found = vars(base)[name]
+            found = found.fget if isinstance(found, property) else found
             if base.__module__.startswith(TORCH) or not callable(found) or isinstance(found, staticmethod):
                 return None
             inner = inspect.unwrap(found)
@@ -108,39 +116,50 @@ def _names(code: CodeType) -> tuple[str, ...]:
     return (*code.co_names, *inner)
 
 
+def _public(kind: type) -> Mapping[str, bool]:
+    """Public methods that may take data, and whether they require it.
+
+    One that is named as the forward of a fused module (``forward_fuse``) is left out: it is right once the norms that
+    it skips are folded; so is one that sets up the module (``set_in_channels``, ``reset_classifier``).
+    """
+    if kind not in _PUBLIC:
+        bases = (base for base in kind.__mro__ if not base.__module__.startswith(TORCH))
+        functions = {name: _function(kind, name) for base in bases for name in vars(base) if _is_for_data(name)}
+        found = {name: _requires_data(function) for name, function in functions.items() if function is not None}
+        _PUBLIC[kind] = {name: required for name, required in found.items() if required is not None}
+    return _PUBLIC[kind]
+
+
+def _is_for_data(name: str) -> bool:
+    setting_up = AFTER_FUSING.search(name) or SETTING_UP.match(name)
+    return name not in OWN and not name.startswith("_") and not setting_up
+
+
 def _uncalled(kind: type) -> Iterator[tuple[str, frozenset[str]]]:
     """Public methods that the forward does not call, with what they use.
 
-    One that is named as the forward of a fused module (``forward_fuse``) is left out: it is right once the norms that
-    it skips are folded; so is one that sets up the module (``set_in_channels``, ``reset_classifier``). Of one that can
-    be called without data, only what it calls itself counts.
+    Of one that can be called without data, only what it calls itself counts.
     """
     reached = _reached(kind, "forward")
-    names = {name: None for base in kind.__mro__ if not base.__module__.startswith(TORCH) for name in vars(base)}
-    for name in names:
-        if name in reached or name in OWN or name.startswith("_"):
+    for name, required in _public(kind).items():
+        if name in reached:
             continue
-        if AFTER_FUSING.search(name) or SETTING_UP.match(name):
-            continue
-        function = _function(kind, name)
-        given = None if function is None else _data(function)
-        if given is None:
-            continue
-        codes = (f.__code__ for f in (_function(kind, n) for n in _reached(kind, name)) if f is not None)
-        used = {_used(mention, given) for code in codes for mention in mentions(code)} - {""}
+        codes = [f.__code__ for f in (_function(kind, n) for n in _reached(kind, name)) if f is not None]
+        used = {_used(mention, required) for code in codes for mention in mentions(code)} - {""}
+        used |= {text for code in codes if "getattr" in code.co_names for text in code.co_consts if type(text) is str}
         if used:
             yield name, frozenset(used)
 
 
-def _used(mention: Mention, given: bool) -> str:
+def _used(mention: Mention, required: bool) -> str:
     """The path up to the module that is called, or of which the weights are read; empty if it is neither."""
-    if not (given or mention.called):
+    if not (required or mention.called):
         return ""
     path, _, last = mention.path.rpartition(".")
-    return path if last == "forward" or (given and last in TENSORS) else mention.path
+    return path if last == "forward" or (required and last in TENSORS) else mention.path
 
 
-def _data(function: FunctionType) -> bool | None:
+def _requires_data(function: FunctionType) -> bool | None:
     """Whether a method requires an argument; None if it takes none that could be data."""
     parameters = [*inspect.signature(function, follow_wrapped=False).parameters.values()][1:]
     if any(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters):

@@ -219,8 +219,10 @@ def reading() -> Iterator[None]:
     def traced_listing(name: str) -> Callable[..., Iterator[tuple[str, Tensor]]]:
         def listed(module: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
             for path, value in listing[name](module, *args, **kwargs):
-                if ACTIVE:
+                if ACTIVE and name == "named_parameters":
                     ACTIVE[-1].on_listed(module, path, value)
+                elif ACTIVE:  # a module that is fused may have no buffer left
+                    ACTIVE[-1].on_read(module, path, value)
                 yield path, value
 
         return listed

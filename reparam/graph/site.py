@@ -10,6 +10,7 @@ from torch import fx, nn
 from reparam.graph.asked import TAKEN, Asked
 from reparam.graph.edit import STOCK
 from reparam.graph.entries import Beside, EntryPoints, variants
+from reparam.graph.entry_methods import method_with_data
 from reparam.graph.generated import SOURCE, has_generated_methods
 from reparam.graph.held import held_modules
 from reparam.graph.leaves import EXCLUDED, OUTSIDE, hooks
@@ -102,7 +103,8 @@ class Limits:
             return "its parameters are read elsewhere"
         if not isinstance(frame.module, STOCK) and TAKEN & carried(frame.module).keys():
             return "the module has attributes of the same names as a convolution"
-        return self._asked.of_class(frame)
+        method = method_with_data(type(frame.module))
+        return f"its method {method} would be gone" if method else self._asked.of_class(frame)
 
     def _passable(self, value: Value, frame: Frame) -> str:
         node = value.node if frame is value.frame else frame.local(value)

@@ -3,6 +3,7 @@
 Parameters stay concrete while tracing, so that generated weights become constants and ``if self.alpha:`` works.
 """
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, final
@@ -13,10 +14,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from reparam.graph.arguments import ArgumentSpec, filled, has_hole
 from reparam.graph.callers import LOOKS_UP
-from reparam.graph.code import code_of
+from reparam.graph.code import ASKS_NONE, code_of
 from reparam.graph.examples import Examples
 from reparam.graph.modes import current_mode
-from reparam.graph.proxy import EXAMPLE
+from reparam.graph.proxy import EXAMPLE, PLAIN
 from reparam.graph.questions import asking_types, asks_classes_of
 from reparam.graph.reading import ACTIVE, traced_builtins
 from reparam.graph.readings import call_as_users_do, operations
@@ -258,7 +259,21 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
             **(dict.fromkeys(inputs, (None,)) if code.asks_class else {}),
             **{name: tuple(kinds) for name, kinds in tracer.typed.items()},
         },
-        doubtful=code.doubtful or ("" if tracer.doubtful == LOOKS_UP and snapshot.cached else tracer.doubtful),
+        doubtful=code.doubtful
+        or (ASKS_NONE if code.asks_none and _reads_parts(tracer.graph) else "")
+        or ("" if tracer.doubtful == LOOKS_UP and snapshot.cached else tracer.doubtful),
+    )
+
+
+def _reads_parts(graph: fx.Graph) -> bool:
+    """Whether an input is a structure, or an object, of which parts are read."""
+    return any(
+        node.target in (getattr, operator.getitem, "get", "pop")
+        and not node.meta.get(PLAIN)
+        and node.args[0].op == "placeholder"
+        and isinstance(node.args[-1], int | str)
+        for node in graph.nodes
+        if node.args and isinstance(node.args[0], fx.Node)
     )
 
 
