@@ -1545,6 +1545,28 @@ class Auxiliary(nn.Module):
         return self.head(y)
 
 
+def test_statistics_that_a_norm_in_training_mode_changes() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.n, self.m = conv(3), conv(1), nn.BatchNorm2d(C), nn.BatchNorm2d(C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.n(self.a(x))) + self.m(self.b(x))
+
+    def tied() -> nn.Module:
+        model = ready(Tied())
+        model.m.running_mean, model.m.running_var = model.n.running_mean, model.n.running_var
+        model.n.train()
+        return model
+
+    model, fused = tied(), reparam.fuse(tied())
+    for seed in range(3):
+        same(model, fused, images(seed=seed))
+    reasons = {refusal.condition for refusal in reparam.plan(tied()).left}
+    assert "a norm in training mode changes its statistics" in reasons
+
+
 def test_auxiliary_heads_that_only_training_uses_stay() -> None:
     fused = stays_right(Auxiliary())
     assert any(key.startswith("odd.aux.") for key in fused.state_dict())

@@ -39,6 +39,8 @@ class Limits:
         self._exposed = _exposed(reading, lambda t: {*t.read.values()} - (t.types_read if uniform else set()))
         self._asked_for_type = _exposed(reading, lambda t: t.types_read if uniform else ())
         self._held = held_modules(model)
+        norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase))
+        self._changing = {id(buffer) for norm in norms if norm.training for buffer in norm.buffers()}
         self._asked = Asked(model, reading)
         self._read_by_unread = {
             f"{path}.{name.rpartition('.')[0]}" if path else name.rpartition(".")[0]: path or "the model"
@@ -66,6 +68,8 @@ class Limits:
             return EXCLUDED
         if module is not None and value.path in self._read_by_unread:
             return f"its parameters are read by the forward of {self._read_by_unread[value.path]}"
+        if self._changing and any(id(tensor) in self._changing for tensor in value.tensors()):
+            return "a norm in training mode changes its statistics"
         if self.options.exclude and self._excluded(value.frame):
             return EXCLUDED
         if self._only is not None and not _within(value.path, self._only):
