@@ -57,6 +57,35 @@ class OtherStride(Two):
         return y + self.b(x)[:, :, ::2, ::2]
 
 
+class DoubledWeight(Two):
+    """The numbers of a weight are others while it is used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.a[0].weight.data
+        old = weight.clone()
+        weight.mul_(2).clamp_(-0.1, 0.1)
+        y = self.a(x)
+        weight.copy_(old)
+        return y + self.b(x)
+
+
+class DoubledOwnWeight(Two):
+    """The same for a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(C, C, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        old = self.kernel.detach().clone()
+        with torch.no_grad():
+            self.kernel[:, 0] = 1.0
+        y = F.conv2d(x, self.kernel, padding=1)
+        with torch.no_grad():
+            self.kernel.copy_(old)
+        return y + self.both(x)
+
+
 class OtherWeight(Two):
     def forward(self, x: Tensor) -> Tensor:
         weight = {"weight": self.a[0].weight * 2}
@@ -198,6 +227,8 @@ class ReturnsDoubled(Two):
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "a norm is trained for a while": MonteCarlo,
     "another stride for a while": OtherStride,
+    "other numbers for a while": DoubledWeight,
+    "other numbers of its own": DoubledOwnWeight,
     "another weight for a call": OtherWeight,
     "the size is set on children": SizeOfBlocks,
     "a child's own call": CallsTwice,

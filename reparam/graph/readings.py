@@ -1,12 +1,15 @@
-"""What a forward is called with, and whether two readings of it are the same."""
+"""What a forward is called with, what readings of it hold, and whether two of them are the same."""
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from reparam.graph.proxy import PLAIN
 from reparam.graph.signatures import parameters_of
+from reparam.graph.spelling import leaves
 
 
 def operations(graph: fx.Graph, tensors: Mapping[str, Tensor], modes: Mapping[fx.Node, tuple[bool, ...]]) -> list[Any]:
@@ -46,3 +49,21 @@ def call_as_users_do(module: nn.Module, method: str, values: Mapping[str, Any]) 
             else:
                 positional.append(values[name])
     return getattr(module, method)(*positional, **keyword)
+
+
+def reads_parts(graph: fx.Graph) -> bool:
+    """Whether an input is a structure, or an object, of which parts are read."""
+    return any(
+        node.target in (getattr, operator.getitem, "get", "pop")
+        and not node.meta.get(PLAIN)
+        and node.args[0].op == "placeholder"
+        and isinstance(node.args[-1], int | str)
+        for node in graph.nodes
+        if node.args and isinstance(node.args[0], fx.Node)
+    )
+
+
+def holds_type(graph: fx.Graph) -> bool:
+    """Whether an argument of an operation is a data type or a device."""
+    found = (argument for node in graph.nodes for argument in leaves((node.args, node.kwargs)))
+    return any(isinstance(argument, torch.dtype | torch.device) for argument in found)

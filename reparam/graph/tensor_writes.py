@@ -1,8 +1,9 @@
 """Parameters, buffers and tensors made while reading that a forward writes what depends on its input into."""
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 from torch.nn import functional as F
 
 from reparam.graph.in_place import IN_PLACE, VIEWS
@@ -17,6 +18,14 @@ def writes_to_tensors(graph: fx.Graph) -> str:
             if name:
                 return f"forward writes to {name}"
     return ""
+
+
+def changed_meanwhile(memory: Collection[int], read: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of the parameters and buffers of those that were read whose memory was changed."""
+    if not memory:
+        return []
+    registered = ((name, tensor) for name, tensor in read if not name.startswith("_constant"))
+    return [name for name, tensor in registered if tensor.untyped_storage().data_ptr() in memory]
 
 
 def _written(node: fx.Node) -> tuple[Any, ...]:

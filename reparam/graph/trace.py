@@ -3,7 +3,6 @@
 Parameters stay concrete while tracing, so that generated weights become constants and ``if self.alpha:`` works.
 """
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, final
@@ -17,13 +16,12 @@ from reparam.graph.callers import LOOKS_UP
 from reparam.graph.code import ASKS_NONE, code_of
 from reparam.graph.examples import Examples
 from reparam.graph.modes import current_mode
-from reparam.graph.proxy import EXAMPLE, PLAIN
+from reparam.graph.proxy import EXAMPLE
 from reparam.graph.questions import asking_types, asks_classes_of
 from reparam.graph.reading import ACTIVE, traced_builtins
-from reparam.graph.readings import call_as_users_do, operations
+from reparam.graph.readings import call_as_users_do, holds_type, operations, reads_parts
 from reparam.graph.snapshot import Snapshot
-from reparam.graph.spelling import leaves
-from reparam.graph.tensor_writes import writes_to_tensors
+from reparam.graph.tensor_writes import changed_meanwhile, writes_to_tensors
 from reparam.graph.tracer import Kinds, Lacking, Tracer
 from reparam.graph.unread import Unread, first_line, place_of, raised_by_user
 
@@ -234,9 +232,12 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
         read, written = frozenset(tracer.read.values()), frozenset(tracer.written)
         unread = Unread(first_line(error), place_of(error), read, written=written)
         return _Raised(unread) if raised_by_user(error) else unread
+    meanwhile = changed_meanwhile(tracer.watch.changed, ((tracer.read[id(t)], t) for t in tracer.kept))
     changed = snapshot.restore(tracer.before) or writes_to_tensors(tracer.graph)
-    if changed:
-        return Unread(changed, read=frozenset(tracer.read.values()))
+    if changed or meanwhile:
+        owners = frozenset(name.rpartition(".")[0] for name in meanwhile) - {""}
+        reason = changed or f"forward changes {meanwhile[0]} for a while"
+        return Unread(reason, read=frozenset(tracer.read.values()), written=owners)
     return Trace(
         module=module,
         arguments=arguments,
@@ -245,7 +246,7 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
         tensors=tracer.tensors,
         read=dict(tracer.read),
         types_read=tracer.types_read(),
-        fixed_type=not tracer.watch.asked_type.isdisjoint(tracer.read) and _holds_type(tracer.graph),
+        fixed_type=not tracer.watch.asked_type.isdisjoint(tracer.read) and holds_type(tracer.graph),
         touched=frozenset(tracer.touched),
         kinds=(*tracer.kinds, *(asks_classes_of(module, tracer.touched) if code.asks_class else ())),
         lacking=tuple(tracer.lacking),
@@ -260,33 +261,14 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
             **{name: tuple(kinds) for name, kinds in tracer.typed.items()},
         },
         doubtful=code.doubtful
-        or (ASKS_NONE if code.asks_none and _reads_parts(tracer.graph) else "")
+        or (ASKS_NONE if code.asks_none and reads_parts(tracer.graph) else "")
         or ("" if tracer.doubtful == LOOKS_UP and snapshot.cached else tracer.doubtful),
     )
 
 
-def _reads_parts(graph: fx.Graph) -> bool:
-    """Whether an input is a structure, or an object, of which parts are read."""
-    return any(
-        node.target in (getattr, operator.getitem, "get", "pop")
-        and not node.meta.get(PLAIN)
-        and node.args[0].op == "placeholder"
-        and isinstance(node.args[-1], int | str)
-        for node in graph.nodes
-        if node.args and isinstance(node.args[0], fx.Node)
-    )
-
-
-def _holds_type(graph: fx.Graph) -> bool:
-    """Whether an argument of an operation is a data type or a device."""
-    found = (argument for node in graph.nodes for argument in leaves((node.args, node.kwargs)))
-    return any(isinstance(argument, torch.dtype | torch.device) for argument in found)
-
-
 def _same(a: Trace, b: Trace) -> bool:
     """Whether two readings of one forward are the same operations, apart from the conditions themselves."""
-    one, other = (operations(t.graph, t.tensors, t.modes) for t in (a, b))
-    return one == other
+    return operations(a.graph, a.tensors, a.modes) == operations(b.graph, b.tensors, b.modes)
 
 
 def _not_python(module: nn.Module) -> Unread | None:

@@ -7,6 +7,7 @@ that computes with them (``if self.weight.sum() > 0``, a generated weight) may n
 from collections.abc import Callable
 from typing import Any, Final, final
 
+import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
@@ -26,6 +27,7 @@ OUTSIDE: Final = TYPE | frozenset(
         *(getattr(Tensor, name) for name in ("size", "dim", "numel", "ndimension")),
     ]
 )
+WRITTEN_OUT: Final = frozenset(["__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow"))])
 
 
 @final
@@ -33,7 +35,7 @@ class Watch(TorchFunctionMode):
     """While it lasts, notes whether torch is asked to compute with tensors alone, without a traced value.
 
     ``asked_type`` are the tensors whose type or device was asked for, ``looked_at`` those of which something else was,
-    by identity.
+    by identity. ``changed`` are the addresses of memory in which an operation has changed numbers.
 
     Args:
         first: called before the first such computation.
@@ -42,6 +44,7 @@ class Watch(TorchFunctionMode):
     def __init__(self, first: Callable[[], None]) -> None:
         super().__init__()
         self.first = first
+        self.changed: set[int] = set()
         self.computed = False
         self.asked_type: set[int] = set()
         self.looked_at: set[int] = set()
@@ -55,4 +58,17 @@ class Watch(TorchFunctionMode):
         if not self.computed and func not in OUTSIDE and not any(issubclass(kind, fx.Proxy) for kind in types):
             self.computed = True
             self.first()
-        return func(*args, **(kwargs or {}))
+        target = args[0] if args and _writes(func) else None
+        if not isinstance(target, Tensor) or target.is_meta or issubclass(type(target), fx.Proxy):
+            return func(*args, **(kwargs or {}))
+        before = target.detach().clone()
+        result = func(*args, **(kwargs or {}))
+        if not torch.equal(before, target):
+            self.changed.add(target.untyped_storage().data_ptr())
+        return result
+
+
+def _writes(function: Any) -> bool:
+    """Whether a function writes to its first argument."""
+    name = getattr(function, "__name__", "")
+    return name in WRITTEN_OUT or (name.endswith("_") and not name.endswith("__"))
