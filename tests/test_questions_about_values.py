@@ -853,3 +853,44 @@ def test_a_part_of_the_input_that_may_be_none(function: Any, make: Any) -> None:
 def test_a_type_that_is_asked_of_the_buffers() -> None:
     model = ready(made(lambda net, x: net.a(x.to(next(net.a.buffers()).dtype))))
     same(model, fuse_purely(model), X)
+
+
+def by_pattern(net: Any, x: Any) -> Tensor:
+    match x:
+        case list():
+            x = sum(x)
+        case _:
+            x = x * 3
+    return (net.a(x) + net.b(x)).relu()
+
+
+def children_by_pattern(net: Any, x: Tensor) -> Tensor:
+    x = x[0] if isinstance(x, list) else x
+    for layer in net.a:
+        match layer:
+            case nn.BatchNorm2d():
+                x = torch.tanh(layer(x))
+            case _:
+                x = layer(x)
+    return x
+
+
+@pytest.mark.parametrize("forward", [by_pattern, children_by_pattern])
+def test_patterns_of_classes(forward: Any) -> None:
+    model = ready(type("Net", (Branches,), {"forward": forward})())
+    fused = fuse_purely(model)
+    same(model, fused, X)
+    same(model, fused, [X, Z])
+
+
+class Twice(Sample):
+    """A data class with a way of its own to be made."""
+
+    def __init__(self, image: Any) -> None:
+        super().__init__(image, image)
+
+
+def test_a_data_class_that_is_made_otherwise() -> None:
+    model = ready(type("Net", (Branches,), {"forward": lambda net, x: Twice(net.a(x) + net.b(x))})())
+    fused = fuse_purely(model)
+    same(lambda x: model(x).mask, lambda x: fused(x).mask, X)

@@ -16,6 +16,7 @@ CATCHES: Final = "its forward catches errors"
 ASKS_NONE: Final = "its forward asks whether a part of its input is None"
 COMPARES: Final = "its forward asks whether two values are one object"
 CHANGES: Final = frozenset(("append", "appendleft", "extend", "insert", "update", "setdefault", "pop", "clear"))
+MATCHES: Final = "its forward matches values by their classes"
 NONE_TESTS: Final = tuple(name for name in dis.opmap if name == "IS_OP" or name.endswith("_NONE"))
 _WRITES: Final = ("STORE_SUBSCR", "DELETE_SUBSCR", "BINARY_OP")
 _STANDARD: Final = ("torch", "reparam", "builtins", "numpy")
@@ -62,6 +63,7 @@ def code_of(kind: type, method: str = "forward") -> Code:
         functions = tuple(_functions(kind, method))
         codes = [(function, code) for function in functions for code in nested(function.__code__)]
         doubtful = COMPARES if any(_compares_values(code) for _, code in codes) else ""
+        doubtful = MATCHES if any(_has(code, "MATCH_CLASS") for _, code in codes) else doubtful
         catching = {code: _caught(code) for _, code in codes if code.co_exceptiontable and _swallows(code)}
         written = tuple((f.__globals__, name) for f, code in codes for name in _set_globals(code))
         named = tuple((f.__globals__, name) for f, code in codes for name in code.co_names if name in f.__globals__)

@@ -226,7 +226,8 @@ def made_of_its_fields(kind: type) -> bool:
     """Whether a data class makes an instance of its fields and nothing else."""
     options = kind.__dataclass_params__  # type: ignore[attr-defined]
     whole = options.init and all(field.init for field in dataclasses.fields(kind))
-    return whole and not hasattr(kind, "__post_init__") and "__new__" not in vars(kind)
+    own = "__init__" in vars(kind) and "__dataclass_fields__" not in vars(kind)
+    return whole and not own and not hasattr(kind, "__post_init__") and "__new__" not in vars(kind)
 
 
 def meta(value: Any) -> Any:
