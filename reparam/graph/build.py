@@ -79,8 +79,7 @@ def build(
 def kind_of(formula: Affine) -> type[nn.Module]:
     """The class of what takes the place of a module with one input."""
     (conv,) = formula.terms.values()
-    with torch.device("meta"):
-        module, pad = _shell(conv, formula.biased)
+    module, pad = _template(_shape(conv), formula.biased)
     alone = pad is None and conv.remainders is None and formula.size is None
     return type(module) if alone else nn.Sequential
 
@@ -102,11 +101,16 @@ def _trimmed(conv: Conv) -> Conv:
 
 def _shell(conv: Conv, biased: bool) -> tuple[nn.Module, nn.Module | None]:
     """The module without weights, and the padding in front of it."""
-    shape = interned(replace(conv.structure, fill=None))
-    module, pad = _template(shape, biased)
+    module, pad = _template(_shape(conv), biased)
     clone = shallow(module, lambda tensor: tensor)
     assert clone is not None
     return clone, None if pad is None else shallow(pad, lambda tensor: tensor)
+
+
+def _shape(conv: Conv) -> Conv:
+    """What the class and the settings of the module depend on."""
+    shape = conv.structure
+    return interned(shape if shape.fill is None else replace(shape, fill=None))
 
 
 @lru_cache(maxsize=1024)

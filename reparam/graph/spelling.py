@@ -122,6 +122,11 @@ def _quoted(name: str, names: dict[str, str]) -> str:
 
 def leaves(argument: Any) -> Iterator[Any]:
     """Every leaf of an argument but nodes, and every named tuple and dict."""
+    if isinstance(argument, fx.Node):
+        return
+    if type(argument) in PLAIN:
+        yield argument
+        return
     if isinstance(argument, Mapping) or (isinstance(argument, tuple) and hasattr(argument, "_fields")):
         yield argument
     if isinstance(argument, list | tuple):
@@ -131,7 +136,7 @@ def leaves(argument: Any) -> Iterator[Any]:
         for key, item in argument.items():
             yield from leaves(key)
             yield from leaves(item)
-    elif not isinstance(argument, fx.Node):
+    else:
         yield argument
 
 

@@ -59,7 +59,7 @@ class Watch(TorchFunctionMode):
             self.computed = True
             self.first()
         target = args[0] if args and _writes(func) else None
-        if not isinstance(target, Tensor) or target.is_meta or issubclass(type(target), fx.Proxy):
+        if not issubclass(type(target), Tensor) or target.is_meta:  # a traced value says that it is a tensor
             return func(*args, **(kwargs or {}))
         before = target.detach().clone()
         result = func(*args, **(kwargs or {}))
