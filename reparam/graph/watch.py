@@ -58,7 +58,7 @@ class Watch(TorchFunctionMode):
         if not self.computed and func not in OUTSIDE and not any(issubclass(kind, fx.Proxy) for kind in types):
             self.computed = True
             self.first()
-        target = args[0] if args and _writes(func) else None
+        target: Any = args[0] if args and _writes(func) else None
         if not issubclass(type(target), Tensor) or target.is_meta:  # a traced value says that it is a tensor
             return func(*args, **(kwargs or {}))
         before = target.detach().clone()
