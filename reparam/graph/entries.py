@@ -1,30 +1,26 @@
 """Other entry points of a module than its forward.
 
 A method that the forward calls and that a user can call, too (``forward_features``, ``embed``) computes a part of the
-net. No rewrite may reach across its ends, and where the forward is generated anew, so is the method. A method that the
-forward does not call must find the children that it uses as they are, or fused in the same way.
+net. No rewrite may reach across its ends, and where the forward is generated anew, so is the method.
 """
 
 import itertools
-import operator
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TypeGuard, final
+from collections.abc import Sequence
+from typing import final
 
-from torch import fx, nn
+from torch import fx
 
-from reparam.graph.arguments import HOLE, ArgumentSpec, default_arguments, has_hole, others
-from reparam.graph.entry_methods import is_entry_point, uncalled
-from reparam.graph.leaves import is_leaf
+from reparam.graph.arguments import default_arguments
+from reparam.graph.entry_methods import is_entry_point
 from reparam.graph.methods import Method, number_of_calls, paired
-from reparam.graph.net import Frame, Value
-from reparam.graph.placing import Mode, Place
+from reparam.graph.net import Frame
 from reparam.graph.proxy import PLAIN
-from reparam.graph.signatures import parameters_of
-from reparam.graph.source import fixed_signature, same_graph
+from reparam.graph.source import fixed_signature
 from reparam.graph.spelling import unspoken
 from reparam.graph.trace import Trace, trace
 from reparam.graph.unread import Unread
+from reparam.graph.variants import variants
 
 
 @final
@@ -126,48 +122,6 @@ def _entry_points(traced: Trace) -> frozenset[str]:
     return frozenset(found)
 
 
-@final
-class Beside:
-    """Methods that no forward calls, by the calls of the modules that have some."""
-
-    def __init__(self, frames: Iterable[Frame]) -> None:
-        self._methods = {frame: methods for frame in frames if (methods := uncalled(type(frame.module)))}
-
-    def using_a_part(self, frame: Frame, values: Iterable[Value]) -> str:
-        """A method of the module of ``frame`` that uses some of the modules that values call; empty if none does."""
-        methods = self._methods.get(frame)
-        if methods is None:
-            return ""
-        start = len(frame.path) + 1 if frame.path else 0
-        below = {value.path[start:] for value in values if value.module is not None}
-        for method, used in methods.items():
-            if 0 < sum(_covers(used, path) for path in below) < len(below):
-                return f"the method {method} of {frame.path or 'the model'} uses some of them"
-        return ""
-
-    def missing(self, value: Value, where: Place) -> str:
-        """A method that would miss a child which goes with the rewrite of a forward; empty if none would."""
-        home = where.frame if where.mode is Mode.EDIT else where.container
-        if home is None:
-            return ""
-        for frame in (value.frame if where.mode is Mode.EDIT else home).upwards():
-            if frame not in self._methods or frame is where.container:
-                continue
-            start = len(frame.path) + 1 if frame.path else 0
-            for method, used in self._methods[frame].items():
-                whole = len(home.path) > start and _covers(used, home.path[start:])
-                if not whole and _covers(used, value.path[start:]):
-                    return f"the method {method} of {frame.path or 'the model'} uses {value.path}"
-        return ""
-
-
-def _covers(used: Collection[str], path: str) -> bool:
-    """Whether a path, or one above it, is among some."""
-    while path and path not in used:
-        path = path.rpartition(".")[0]
-    return bool(path)
-
-
 def _always(traced: Trace, links: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> bool:
     """Whether all other outcomes of its conditions link each pair, too, with nothing between."""
     return all(_linked(other, links) and _consecutive(other, links) for other in traced.otherwise)
@@ -199,85 +153,3 @@ def _name(node: fx.Node) -> tuple[str, str]:
 def _below(name: tuple[str, str], start: int) -> tuple[str, str]:
     """The name of an operation in a method of a child, whose path and dot are so long."""
     return (name[0], name[1][start:]) if name[0] == "call_module" else name
-
-
-def variants(frame: Frame, method: str = "forward") -> Iterator[tuple[str, Trace | Unread]]:
-    """What a method, also one of a child, does for another value of one argument, where that is something else.
-
-    Each optional argument is tried, and each for which a caller gives a constant; None for the others but the first.
-    """
-    of_forward = method == "forward"
-    owner, _, method = method.rpartition(".")
-    module = frame.module.get_submodule(owner)
-    parameters = parameters_of(module, method)
-    spec = frame.trace.arguments if of_forward else default_arguments(module, method)
-    if isinstance(spec, Unread):
-        return
-    usual = frame.trace if of_forward else trace(module, spec, method=method)
-    if isinstance(usual, Trace) and usual.typed:
-        yield from _of_other_kinds(module, usual, spec, method, frame if of_forward else None)
-    first = next(iter(parameters), "")
-    for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and (name not in spec or has_hole(spec[name])):
-            without = None if name == first else _if_none(module, spec, name, method)
-            if without is not None and isinstance(usual, Trace) and not _same_for_none(without, usual, name):
-                yield name, without
-            continue
-        value = spec.get(name, parameter.default)
-        other = not value if isinstance(value, bool) else (HOLE if not has_hole(value) else parameter.default)
-        traced = trace(module, {**spec, name: other}, method=method)
-        if isinstance(traced, Unread) and traced.raised and has_hole(value):
-            continue  # it asks for this one
-        if not (_has_one_outcome(usual) and _has_one_outcome(traced) and same_graph(traced.graph, usual.graph)):
-            yield name, traced
-
-
-def _of_other_kinds(
-    module: nn.Module, usual: Trace, spec: ArgumentSpec, method: str, frame: Frame | None
-) -> Iterator[tuple[str, Trace | Unread]]:
-    """What a method, or the forward of a frame, does for an argument of another class, where it asks for that."""
-    for name, kinds in usual.typed.items():
-        if frame is not None and not _may_be_another(frame, usual, name):
-            continue
-        for other in others(kinds):
-            traced: Trace | Unread = Unread("it may be of a class that is not known")
-            if other is not None:
-                traced = trace(module, {**spec, name: other}, method=method)
-            if not (isinstance(traced, Unread) and traced.raised):
-                yield name, traced
-                break
-
-
-def _may_be_another(frame: Frame, usual: Trace, name: str) -> bool:
-    """Whether an argument may be something else than a tensor: it comes from a user, or from a module of theirs."""
-    value = frame.env.get(usual.inputs[name])
-    if not isinstance(value, Value) or value.node.op == "placeholder" or value.node.target is operator.getitem:
-        return True
-    return value.module is not None and not is_leaf(value.module)
-
-
-def _if_none(module: nn.Module, spec: ArgumentSpec, name: str, method: str) -> Trace | None:
-    """What a method does if a required argument is None; None if that was not read: it asks for a value then."""
-    if name not in spec:
-        return None
-    traced = trace(module, {**spec, name: None}, method=method)
-    return None if isinstance(traced, Unread) else traced
-
-
-def _same_for_none(traced: Trace, usual: Trace, name: str) -> bool:
-    """Whether a method does with None in place of an argument what it does with the argument."""
-    given = usual.inputs.get(name)
-    copies: dict[fx.Node, fx.Node] = {}
-    graph = fx.Graph()
-    result = graph.graph_copy(usual.graph, copies)
-    graph.output(result)
-    gone = None if given is None else copies[given]
-    for node in graph.nodes:
-        node.args, node.kwargs = fx.map_arg(
-            (node.args, node.kwargs), lambda source: source if source is not gone else None
-        )
-    return len(traced.otherwise) == len(usual.otherwise) and same_graph(traced.graph, graph)
-
-
-def _has_one_outcome(traced: Trace | Unread) -> TypeGuard[Trace]:
-    return isinstance(traced, Trace) and not traced.otherwise

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from reparam.graph.asked import TAKEN, Asked
 from reparam.graph.edit import STOCK
-from reparam.graph.entries import Beside, EntryPoints, variants
+from reparam.graph.entries import EntryPoints
 from reparam.graph.entry_methods import method_with_data
 from reparam.graph.generated import SOURCE, has_generated_methods
 from reparam.graph.held import held_modules
@@ -22,6 +22,8 @@ from reparam.graph.source import fixed_signature
 from reparam.graph.spelling import unspoken
 from reparam.graph.swap import carried
 from reparam.graph.trace import Trace
+from reparam.graph.uncalled import Uncalled
+from reparam.graph.variants import variants
 
 
 @final
@@ -32,7 +34,7 @@ class Limits:
         self.options = options
         self._only = _only(model, options)
         self.entries = EntryPoints()
-        self._beside = Beside(frame for net in reading.nets for frame in net.frames)
+        self._uncalled = Uncalled(frame for net in reading.nets for frame in net.frames)
         self._editable: dict[Frame, str] = {}
         kinds = {(p.dtype, p.device) for p in model.parameters() if p.is_floating_point()}
         uniform = len(kinds) == 1  # then all parameters of a module answer alike
@@ -132,7 +134,7 @@ class Limits:
                 steps.setdefault(around, {})[node] = None
                 node, around = around.call, around.parent
         for frame, nodes in steps.items():
-            in_part = self._beside.using_a_part(frame, values)
+            in_part = self._uncalled.using_a_part(frame, values)
             if in_part:
                 return in_part
             if len(nodes) < 2:
@@ -154,7 +156,7 @@ class Limits:
         edited = where.frame if where.mode is Mode.EDIT else None
         for value in values:
             if value.module is not None and value not in where.passed:
-                reason = self._beside.missing(value, where)
+                reason = self._uncalled.missing(value, where)
                 if reason:
                     return reason
             for reader in self._exposed.get(value.path, ()) if value.module is not None else ():
