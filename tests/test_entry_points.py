@@ -420,3 +420,33 @@ def test_a_constant_that_a_caller_gives_stays_an_argument() -> None:
     same(model, fused, X)
     for factor in (0.5, 2.0):
         same(model.inner, fused.inner, X, factor)
+
+
+def normed(model: Any, x: Tensor) -> Tensor:
+    return model.n(x)
+
+
+def by_alias(self: Any, x: Tensor) -> Tensor:
+    me = self
+    return me.n(x)
+
+
+def by_nested_alias(self: Any, x: Tensor) -> Tensor:
+    me = self
+
+    def inner(y: Tensor) -> Tensor:
+        return me.n(y)
+
+    return inner(x)
+
+
+@pytest.mark.parametrize("other", [by_alias, by_nested_alias, lambda self, x: normed(self, x)])
+def test_a_method_that_knows_its_module_by_another_name(other: Method) -> None:
+    entries_stay_right(net(forward=lambda self, x: torch.relu(self.n(self.c(x))), other=other), "other", norm=1)
+
+
+def test_a_static_method_that_is_given_the_module() -> None:
+    model = net(forward=lambda self, x: torch.relu(self.n(self.c(x))), other=staticmethod(normed))
+    fused = fuse_purely(model)
+    same(model, fused, X)
+    same(lambda x: model.other(model, x), lambda x: fused.other(fused, x), X)

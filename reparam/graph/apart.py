@@ -4,7 +4,8 @@ from typing import Final
 
 from torch import nn
 
-from reparam.graph.code import code_of, nested, steps
+from reparam.graph.bytecode import nested, steps
+from reparam.graph.code import code_of
 
 _LISTING: Final = frozenset(("children", "modules", "named_children", "named_modules", "_modules"))
 _GOING_THROUGH: Final = frozenset(("enumerate", "iter", "list", "reversed", "tuple", "zip"))

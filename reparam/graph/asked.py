@@ -1,16 +1,16 @@
 """What forwards ask about modules other than their results: their classes, and what those define."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from types import CodeType
 from typing import Any, Final, final
 
 from torch import nn
 
 from reparam.algebra import Affine
 from reparam.graph.build import kind_of
-from reparam.graph.entry_methods import MOST, OWN, codes_of
+from reparam.graph.bytecode import MOST, names, strings
+from reparam.graph.entry_methods import OWN, codes_of
 from reparam.graph.net import Frame, Reading, Value
 from reparam.graph.operation import Operation
 from reparam.graph.questions import Exactly
@@ -147,13 +147,4 @@ def _defined(kind: type) -> frozenset[str]:
 @lru_cache(maxsize=MOST)
 def _used(kind: type) -> frozenset[str]:
     """Names and strings in the code of a forward, and of the methods that are run with it or instead of it."""
-    return frozenset(name for code in codes_of(kind) for name in _names(code))
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, str):
-            yield constant
-        elif isinstance(constant, CodeType):
-            yield from _names(constant)
+    return frozenset(name for code in codes_of(kind) for name in (*names(code), *strings(code)))

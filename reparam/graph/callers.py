@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from reparam.graph.entry_methods import MOST
+from reparam.graph.bytecode import MOST
 
 _IS_TENSOR: Final = torch.is_tensor.__code__
 LOOKS_UP: Final = "its forward looks up a size, data type or device of its input, or makes text of one"

@@ -1,8 +1,7 @@
 """What the code of a forward contains, and that of the methods and functions which it calls."""
 
 import dis
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType, FrameType, FunctionType
@@ -10,7 +9,8 @@ from typing import Any, Final, final
 
 from torch import nn
 
-from reparam.graph.entry_methods import MOST, methods_of
+from reparam.graph.bytecode import MOST, has, nested, steps
+from reparam.graph.entry_methods import functions_of, methods_of
 
 CATCHES: Final = "its forward catches errors"
 ASKS_NONE: Final = "its forward asks whether a part of its input is None"
@@ -19,8 +19,6 @@ CHANGES: Final = frozenset(("append", "appendleft", "extend", "insert", "update"
 MATCHES: Final = "its forward matches values by their classes"
 NONE_TESTS: Final = tuple(name for name in dis.opmap if name == "IS_OP" or name.endswith("_NONE"))
 _WRITES: Final = ("STORE_SUBSCR", "DELETE_SUBSCR", "BINARY_OP")
-_STANDARD: Final = ("torch", "reparam", "builtins", "numpy")
-_HELPERS: Final = 64  # functions that are looked into for one class
 _CODES: Final[dict[tuple[type, str], "Code"]] = {}
 
 
@@ -60,10 +58,10 @@ def code_of(kind: type, method: str = "forward") -> Code:
     """What stands in the code of a method of a class, and in what it calls."""
     key = (kind, method)
     if key not in _CODES:
-        functions = tuple(_functions(kind, method))
+        functions = tuple(functions_of(methods_of(kind, method)))
         codes = [(function, code) for function in functions for code in nested(function.__code__)]
         doubtful = COMPARES if any(_compares_values(code) for _, code in codes) else ""
-        doubtful = MATCHES if any(_has(code, "MATCH_CLASS") for _, code in codes) else doubtful
+        doubtful = MATCHES if any(has(code, "MATCH_CLASS") for _, code in codes) else doubtful
         catching = {code: _caught(code) for _, code in codes if code.co_exceptiontable and _swallows(code)}
         written = tuple((f.__globals__, name) for f, code in codes for name in _set_globals(code))
         named = tuple((f.__globals__, name) for f, code in codes for name in code.co_names if name in f.__globals__)
@@ -73,55 +71,12 @@ def code_of(kind: type, method: str = "forward") -> Code:
     return _CODES[key]
 
 
-def _functions(kind: type, method: str) -> Iterator[FunctionType]:
-    """A method, the methods that it calls, and the functions of their files that these call."""
-    pending = [inspect.unwrap(f) for f in methods_of(kind, method) if isinstance(f, FunctionType)]
-    seen: set[int] = set()
-    while pending and len(seen) < _HELPERS:
-        function = pending.pop(0)
-        if not isinstance(function, FunctionType) or id(function) in seen:
-            continue
-        if str(function.__module__).partition(".")[0] in _STANDARD:
-            continue
-        seen.add(id(function))
-        yield function
-        for code in nested(function.__code__):
-            for name in code.co_names:
-                called = function.__globals__.get(name)
-                if isinstance(called, FunctionType) and called.__globals__ is function.__globals__:
-                    pending.append(called)
-
-
-def nested(code: CodeType) -> Iterator[CodeType]:
-    """A code and those of the functions, comprehensions and generators within it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from nested(constant)
-
-
-def _has(code: CodeType, operation: str) -> bool:
-    return dis.opmap[operation] in code.co_code[::2]
-
-
-def steps(code: CodeType) -> list[tuple[str, Any, str]]:
-    """Name, argument and its text of the instructions of a code; one that does two things at once is two."""
-    found: list[tuple[str, Any, str]] = []
-    for one in dis.get_instructions(code):
-        names = one.opname.replace("_LOAD_", " LOAD_").replace("_STORE_", " STORE_").split()
-        if isinstance(one.argval, tuple) and len(names) == 2:
-            found += [(name, value, one.argrepr) for name, value in zip(names, one.argval, strict=True)]
-        else:
-            found.append((one.opname, one.argval, one.argrepr))
-    return found
-
-
 @lru_cache(maxsize=MOST)
 def _swallows(code: CodeType) -> bool:
     """Whether a handler of errors goes on; those of ``with`` and ``finally`` raise again."""
     if "suppress" in code.co_names:
         return True
-    if not _has(code, "POP_EXCEPT"):
+    if not has(code, "POP_EXCEPT"):
         return False
     names = [instruction.opname for instruction in dis.get_instructions(code)]
     ends = sum(name == "POP_EXCEPT" and names[at - 1] != "COPY" for at, name in enumerate(names))
@@ -163,7 +118,7 @@ def writes_arguments(module: nn.Module) -> bool:
 
 @lru_cache(maxsize=MOST)
 def _writes_arguments(code: CodeType) -> bool:
-    if CHANGES.isdisjoint(code.co_names) and not any(_has(code, name) for name in _WRITES):
+    if CHANGES.isdisjoint(code.co_names) and not any(has(code, name) for name in _WRITES):
         return False
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     found = steps(code)
@@ -181,7 +136,7 @@ def _writes_arguments(code: CodeType) -> bool:
 @lru_cache(maxsize=MOST)
 def _compares_values(code: CodeType) -> bool:
     """Whether ``is`` stands before a variable or an element, and behind no constant."""
-    if not _has(code, "IS_OP"):
+    if not has(code, "IS_OP"):
         return False
     names = [name for name, _, _ in steps(code)]
     for at, name in enumerate(names):
@@ -196,7 +151,7 @@ def _compares_values(code: CodeType) -> bool:
 
 @lru_cache(maxsize=MOST)
 def _asks_none(code: CodeType) -> bool:
-    if not any(_has(code, name) for name in NONE_TESTS):
+    if not any(has(code, name) for name in NONE_TESTS):
         return False
     found = steps(code)
     own, *arguments = code.co_varnames[: code.co_argcount] or [""]
@@ -223,6 +178,6 @@ def _asks_class(code: CodeType) -> bool:
 
 @lru_cache(maxsize=MOST)
 def _set_globals(code: CodeType) -> tuple[str, ...]:
-    if not _has(code, "STORE_GLOBAL"):
+    if not has(code, "STORE_GLOBAL"):
         return ()
     return tuple(one.argval for one in dis.get_instructions(code) if one.opname == "STORE_GLOBAL")

@@ -2,13 +2,13 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType
-from typing import Final
+from typing import Any, Final
 
 from torch import nn
 
+from reparam.graph.bytecode import names, strings
 from reparam.graph.mentions import Mention, mentions
 
 ENTRY_NAMES: Final = ("forward_", "get_", "extract", "encode", "decode", "features")
@@ -20,7 +20,9 @@ SETTING_UP: Final = re.compile(
 )
 TENSORS: Final = frozenset(("weight", "bias", "running_mean", "running_var"))
 TORCH: Final = "torch.nn.modules"
-MOST: Final = 4096  # methods that are remembered
+STANDARD: Final = ("torch", "reparam", "builtins", "numpy")
+_Found = tuple[FunctionType, bool]  # a function of a class; whether its first argument is a module of that class
+_HELPERS: Final = 64  # functions that are looked into for one class
 _CALLED: Final[dict[type, Mapping[CodeType, str]]] = {}
 _UNCALLED: Final[dict[type, Mapping[str, frozenset[str]]]] = {}
 _PUBLIC: Final[dict[type, Mapping[str, bool]]] = {}
@@ -36,8 +38,9 @@ def forget_classes() -> None:
 def called_methods(kind: type) -> Mapping[CodeType, str]:
     """Methods of a class that its forward calls, directly or through other methods: their names, by code."""
     if kind not in _CALLED:
-        functions = {name: _function(kind, name) for name in _reached(kind, "forward")}
-        _CALLED[kind] = {f.__code__: name for name, f in functions.items() if f is not None and name != "forward"}
+        firsts = (name for name in {name for name, *_ in _reached(kind, "forward")} if name != "forward")
+        functions = {name: _function(kind, name) for name in firsts}
+        _CALLED[kind] = {f.__code__: name for name, f in functions.items() if f is not None}
     return _CALLED[kind]
 
 
@@ -55,7 +58,8 @@ def method_with_data(kind: type) -> str:
 
 def codes_of(kind: type) -> Iterator[CodeType]:
     """The code of the forward of a class, of the methods that it calls, and of those that ``uncalled`` names."""
-    for name in (*_reached(kind, "forward"), *uncalled(kind)):
+    yield from (function.__code__ for function in methods_of(kind, "forward"))
+    for name in uncalled(kind):
         function = _function(kind, name)
         if function is not None:
             yield function.__code__
@@ -67,9 +71,25 @@ def is_method(kind: type, code: CodeType) -> bool:
     return function is not None and function.__code__ is code
 
 
-def methods_of(kind: type, method: str) -> Iterator[object]:
+def methods_of(kind: type, method: str) -> Iterator[FunctionType]:
     """A method of a class, and the methods that it calls."""
-    return (_function(kind, name) for name in _reached(kind, method))
+    return (function for _, function, _ in _reached(kind, method))
+
+
+def functions_of(functions: Iterable[FunctionType], *, of_other_files: bool = False) -> Iterator[FunctionType]:
+    """Functions, and the functions that they call, of the same files or of others; none that are torch's or numpy's."""
+    pending = list(functions)
+    seen: set[int] = set()
+    while pending and len(seen) < _HELPERS:
+        function = pending.pop(0)
+        if id(function) in seen or str(function.__module__).partition(".")[0] in STANDARD:
+            continue
+        seen.add(id(function))
+        yield function
+        for name in names(function.__code__):
+            called = function.__globals__.get(name)
+            if isinstance(called, FunctionType) and (of_other_files or called.__globals__ is function.__globals__):
+                pending.append(called)
 
 
 def is_entry_point(name: str, calls: int, outer: bool) -> bool:
@@ -86,34 +106,40 @@ def is_entry_point(name: str, calls: int, outer: bool) -> bool:
 
 def _function(kind: type, name: str) -> FunctionType | None:
     """The function that a class defines by a name, inside of its decorators; None if it is torch's, or none."""
-    for base in kind.__mro__:
-        if name in vars(base):
-            found = vars(base)[name]
-            found = found.fget if isinstance(found, property) else found
-            if base.__module__.startswith(TORCH) or not callable(found) or isinstance(found, staticmethod):
-                return None
-            inner = inspect.unwrap(found)
-            return inner if isinstance(inner, FunctionType) else None
-    return None
+    return next((function for function, bound in _definitions(kind, name) if bound), None)
 
 
-def _reached(kind: type, start: str) -> dict[str, None]:
-    """A method, and those that it calls, directly or through others."""
-    pending, seen = [start], {start: None}
+def _found(value: Any) -> _Found | None:
+    """The function that an attribute of a class is; None if it is none."""
+    bound = not isinstance(value, staticmethod | classmethod)
+    value = value.fget if isinstance(value, property) else value
+    inner: object = inspect.unwrap(value) if callable(value) or not bound else None
+    return (inner, bound) if isinstance(inner, FunctionType) else None
+
+
+def _definitions(kind: type, name: str, *, of_bases: bool = False) -> list[_Found]:
+    """The function that a class has by a name, if it is not torch's; with those of its bases that it hides."""
+    defining = [base for base in kind.__mro__ if name in vars(base)][: None if of_bases else 1]
+    values = (vars(base)[name] for base in defining if not base.__module__.startswith(TORCH))
+    return [found for value in values if (found := _found(value)) is not None]
+
+
+def _reached(kind: type, start: str) -> list[tuple[str, FunctionType, bool]]:
+    """A method, and those that it calls, directly or through others, also of a base in its place."""
+    pending = [(start, *found) for found in _definitions(kind, start)]
+    reached: dict[CodeType, tuple[str, FunctionType, bool]] = {}
     while pending:
-        function = _function(kind, pending.pop())
-        for name in () if function is None else _names(function.__code__):
-            if name not in seen and name not in OWN and _function(kind, name) is not None:
-                seen[name] = None
-                pending.append(name)
-    return seen
-
-
-@lru_cache(maxsize=MOST)
-def _names(code: CodeType) -> tuple[str, ...]:
-    """Names of attributes and globals in a function and in those that it defines."""
-    inner = (name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part))
-    return (*code.co_names, *inner)
+        name, function, bound = pending.pop()
+        code = function.__code__
+        if code in reached:
+            continue
+        reached[code] = name, function, bound
+        mentioned = set(names(code))
+        of_bases = "super" in mentioned or any(base.__name__ in mentioned for base in kind.__mro__[1:])
+        for below in mentioned:
+            if below not in OWN or (below == "forward" and of_bases):
+                pending += [(below, *found) for found in _definitions(kind, below, of_bases=of_bases)]
+    return list(reached.values())
 
 
 def _public(kind: type) -> Mapping[str, bool]:
@@ -124,9 +150,9 @@ def _public(kind: type) -> Mapping[str, bool]:
     """
     if kind not in _PUBLIC:
         bases = (base for base in kind.__mro__ if not base.__module__.startswith(TORCH))
-        functions = {name: _function(kind, name) for base in bases for name in vars(base) if _is_for_data(name)}
-        found = {name: _requires_data(function) for name, function in functions.items() if function is not None}
-        _PUBLIC[kind] = {name: required for name, required in found.items() if required is not None}
+        found = {name: _definitions(kind, name) for base in bases for name in vars(base) if _is_for_data(name)}
+        required = {name: _requires_data(*first) for name, definitions in found.items() for first in definitions}
+        _PUBLIC[kind] = {name: answer for name, answer in required.items() if answer is not None}
     return _PUBLIC[kind]
 
 
@@ -140,13 +166,18 @@ def _uncalled(kind: type) -> Iterator[tuple[str, frozenset[str]]]:
 
     Of one that can be called without data, only what it calls itself counts.
     """
-    reached = _reached(kind, "forward")
+    reached = {name for name, *_ in _reached(kind, "forward")}
     for name, required in _public(kind).items():
         if name in reached:
             continue
-        codes = [f.__code__ for f in (_function(kind, n) for n in _reached(kind, name)) if f is not None]
-        used = {_used(mention, required) for code in codes for mention in mentions(code)} - {""}
-        used |= {text for code in codes if "getattr" in code.co_names for text in code.co_consts if type(text) is str}
+        methods = {function: bound for _, function, bound in _reached(kind, name)}
+        used: set[str] = set()
+        for function in functions_of(methods, of_other_files=True):
+            code = function.__code__
+            found = mentions(code, of_all=not methods.get(function, False))
+            used |= {_used(mention, required) for mention in found} - {""}
+            if "getattr" in names(code):
+                used.update(strings(code))
         if used:
             yield name, frozenset(used)
 
@@ -159,8 +190,13 @@ def _used(mention: Mention, required: bool) -> str:
     return path if last == "forward" or (required and last in TENSORS) else mention.path
 
 
-def _requires_data(function: FunctionType) -> bool | None:
-    """Whether a method requires an argument; None if it takes none that could be data."""
+def _requires_data(function: FunctionType, bound: bool) -> bool | None:
+    """Whether a method requires an argument; None if it takes none that could be data.
+
+    One that is not given the module itself may be given it as an argument, but does not show that there is data.
+    """
+    if not bound:
+        return False
     parameters = [*inspect.signature(function, follow_wrapped=False).parameters.values()][1:]
     if any(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters):
         return True

@@ -1,14 +1,17 @@
 """Which descendants of its module a method mentions, from its code alone."""
 
 import dis
+import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from types import CodeType
 from typing import Final, NamedTuple
 
-MOST: Final = 4096  # methods that are remembered
+from reparam.graph.bytecode import MOST, nested, steps
+
 SUBSCRIPTS: Final = ("BINARY_SUBSCR", "[]")  # the second one is the operand of BINARY_OP from Python 3.14 on
+_LOADS: Final = ("LOAD_FAST", "LOAD_DEREF", "LOAD_CLASSDEREF")
 
 
 class Mention(NamedTuple):
@@ -19,21 +22,37 @@ class Mention(NamedTuple):
 
 
 @lru_cache(maxsize=MOST)
-def mentions(code: CodeType) -> frozenset[Mention]:
+def mentions(code: CodeType, *, of_all: bool = False) -> frozenset[Mention]:
     """The longest paths that a method reads, also in the functions that it defines.
+
+    Args:
+        code: of the method.
+        of_all: whether to follow all arguments, not only the first one.
 
     Example:
         >>> class Net:
         ...     def embed(self, x):
-        ...         return [norm(self.stem[0](x)) for norm in (self.norm,)]
+        ...         me = self
+        ...         return [norm(me.stem[0](x)) for norm in (self.norm,)]
         >>> sorted(mentions(Net.embed.__code__))
         [Mention(path='norm', called=False), Mention(path='stem.0', called=True)]
     """
-    root = code.co_varnames[0] if code.co_argcount else ""
-    return frozenset(_mentions(code, root)) if root else frozenset()
+    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return mentions_of(code, arguments if of_all else arguments[:1])
 
 
-def _mentions(code: CodeType, root: str) -> Iterator[Mention]:
+def mentions_of(code: CodeType, variables: Iterable[str]) -> frozenset[Mention]:
+    """The longest paths that a code reads from some of its variables on, and from others that are the same."""
+    roots = set(variables)
+    for part in nested(code) if roots else ():
+        found = steps(part)
+        for (load, value, _), (store, name, _) in itertools.pairwise(found):
+            if value in roots and load.startswith(_LOADS) and store.startswith(("STORE_FAST", "STORE_DEREF")):
+                roots.add(name)
+    return frozenset(_mentions(code, frozenset(roots))) if roots else frozenset()
+
+
+def _mentions(code: CodeType, roots: frozenset[str]) -> Iterator[Mention]:
     path: list[str] | None = None
     key: str | None = None
     called = False
@@ -51,9 +70,9 @@ def _mentions(code: CodeType, root: str) -> Iterator[Mention]:
             if path:
                 yield Mention(".".join(path), called)
             last = step.argval[-1] if isinstance(step.argval, tuple) and step.argval else step.argval
-            reads = step.opname.startswith(("LOAD_FAST", "LOAD_DEREF", "LOAD_CLASSDEREF")) and last == root
+            reads = step.opname.startswith(_LOADS) and last in roots
             path, called = ([] if reads else None), False
         key = None
     for constant in code.co_consts:
-        if isinstance(constant, CodeType) and root in constant.co_freevars:
-            yield from _mentions(constant, root)
+        if isinstance(constant, CodeType) and not roots.isdisjoint(constant.co_freevars):
+            yield from _mentions(constant, roots.intersection(constant.co_freevars))

@@ -3,11 +3,11 @@
 import builtins
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from types import FunctionType
 from typing import Any, Final, final
 
 from torch import Tensor, nn
 
+from reparam.graph.bytecode import names
 from reparam.graph.code import Code
 from reparam.graph.proxy import PLAIN, Traced, kind_of_plain
 from reparam.graph.tracer import Kinds, Tracer
@@ -46,7 +46,7 @@ def asks_classes_of(module: nn.Module, touched: Collection[str]) -> Iterator[Kin
 @contextmanager
 def asking_types(code: Code, tracer: Tracer) -> Iterator[None]:
     """While it lasts, ``type(value)`` in the code of a forward is noticed; a traced tensor is a ``Tensor``."""
-    scopes = {id(f.__globals__): f.__globals__ for f in code.functions if _names_type(f)}
+    scopes = {id(f.__globals__): f.__globals__ for f in code.functions if "type" in names(f.__code__)}
     scopes = {key: scope for key, scope in scopes.items() if "type" not in scope}
     for scope in scopes.values():
         scope["type"] = _Type(tracer)
@@ -55,16 +55,6 @@ def asking_types(code: Code, tracer: Tracer) -> Iterator[None]:
     finally:
         for scope in scopes.values():
             del scope["type"]
-
-
-def _names_type(function: FunctionType) -> bool:
-    pending = [function.__code__]
-    while pending:
-        code = pending.pop()
-        if "type" in code.co_names:
-            return True
-        pending += [constant for constant in code.co_consts if isinstance(constant, type(code))]
-    return False
 
 
 @final

@@ -4,11 +4,10 @@ import inspect
 from collections.abc import Mapping
 from functools import lru_cache
 from types import FunctionType
-from typing import Final
 
 from torch import nn
 
-MOST: Final = 4096  # functions that are remembered
+from reparam.graph.bytecode import MOST
 
 
 def parameters_of(module: nn.Module, method: str = "forward") -> Mapping[str, inspect.Parameter]:
