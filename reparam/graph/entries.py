@@ -6,7 +6,7 @@ net. No rewrite may reach across its ends, and where the forward is generated an
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import final
 
 from torch import fx
@@ -20,6 +20,7 @@ from reparam.graph.source import fixed_signature
 from reparam.graph.spelling import unspoken
 from reparam.graph.trace import Trace, trace
 from reparam.graph.unread import Unread
+from reparam.graph.used import join
 from reparam.graph.variants import variants
 
 
@@ -31,6 +32,7 @@ class EntryPoints:
         self._variants: dict[tuple[Frame, str], list[tuple[str, Trace | Unread]]] = {}
         self._names: dict[Frame, frozenset[str]] = {}
         self._methods: set[tuple[Frame, str]] = set()
+        self._uncalled: dict[tuple[Frame, str], Trace | Unread] = {}
 
     def of(self, frame: Frame, node: fx.Node) -> tuple[str, ...]:
         """Names of the entry points that compute ``node``, outermost first; none for the forward itself."""
@@ -74,6 +76,31 @@ class EntryPoints:
             self._variants[key] = list(variants(frame, method))
         return self._variants[key]
 
+    def uncalled(self, frame: Frame, method: str, steps: Mapping[Frame, Collection[fx.Node]]) -> str:
+        """Why operations do not always follow each other in a method that the forward does not call; empty if they do.
+
+        Args:
+            frame: a call of the module of the method.
+            method: its name.
+            steps: operations by the call, this one or others, in whose forward they stand.
+        """
+        inside = [(below, nodes) for below, nodes in steps.items() if frame in below.upwards()]
+        links = [link for below, nodes in inside for link in _links(nodes, frame, below)]
+        if not links:
+            return ""
+        if (frame, method) not in self._uncalled:
+            spec = default_arguments(frame.module, method)
+            read = spec if isinstance(spec, Unread) else trace(frame.module, spec, method=method)
+            self._uncalled[frame, method] = read
+        named = f"the method {method} of {frame.path or 'the model'}"
+        for traced in (self._uncalled[frame, method], *(traced for _, traced in self._variants_of(frame, method))):
+            if isinstance(traced, Unread):
+                if not traced.raised:
+                    return f"{named}, which uses them, cannot be read: {traced}"
+            elif traced.doubtful or not (_linked(traced, links) and _always(traced, links)):
+                return f"{named} uses some of them"
+        return ""
+
     def apart(self, frame: Frame, entries: Sequence[str], nodes: Sequence[fx.Node]) -> str:
         """Why ``nodes`` do not always follow each other.
 
@@ -84,8 +111,7 @@ class EntryPoints:
         Returns:
             The reason, or an empty string.
         """
-        inside = set(nodes)
-        links = [(_name(a), _name(b)) for b in nodes for a in b.all_input_nodes if a in inside]
+        links = _links(nodes, frame)
         for method in ("forward", *entries):
             start = method.rfind(".") + 1
             below = [(_below(a, start), _below(b, start)) for a, b in links]
@@ -122,6 +148,15 @@ def _entry_points(traced: Trace) -> frozenset[str]:
     return frozenset(found)
 
 
+def _links(
+    nodes: Collection[fx.Node], frame: Frame, below: Frame | None = None
+) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """The operations among some that read each other: names of each pair, in ``frame``, which calls ``below``."""
+    inside = set(nodes)
+    start = "" if below is None or below is frame else below.path[len(frame.path) + 1 if frame.path else 0 :]
+    return [(_name(a, start), _name(b, start)) for b in nodes for a in b.all_input_nodes if a in inside]
+
+
 def _always(traced: Trace, links: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> bool:
     """Whether all other outcomes of its conditions link each pair, too, with nothing between."""
     return all(_linked(other, links) and _consecutive(other, links) for other in traced.otherwise)
@@ -146,8 +181,9 @@ def _consecutive(traced: Trace, links: Sequence[tuple[tuple[str, str], tuple[str
     return all(pair in following for pair in links if pair[0] in steps)
 
 
-def _name(node: fx.Node) -> tuple[str, str]:
-    return node.op, str(node.target)
+def _name(node: fx.Node, path: str = "") -> tuple[str, str]:
+    """What an operation is; one that calls a module does so by its name below ``path``."""
+    return node.op, join(path, str(node.target)) if node.op == "call_module" else str(node.target)
 
 
 def _below(name: tuple[str, str], start: int) -> tuple[str, str]:

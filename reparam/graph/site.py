@@ -34,7 +34,7 @@ class Limits:
         self.options = options
         self._only = _only(model, options)
         self.entries = EntryPoints()
-        self._uncalled = Uncalled(frame for net in reading.nets for frame in net.frames)
+        self._uncalled = Uncalled((frame for net in reading.nets for frame in net.frames), self.entries)
         self._editable: dict[Frame, str] = {}
         kinds = {(p.dtype, p.device) for p in model.parameters() if p.is_floating_point()}
         uniform = len(kinds) == 1  # then all parameters of a module answer alike
@@ -134,7 +134,7 @@ class Limits:
                 steps.setdefault(around, {})[node] = None
                 node, around = around.call, around.parent
         for frame, nodes in steps.items():
-            in_part = self._uncalled.using_a_part(frame, values)
+            in_part = self._uncalled.using_a_part(frame, values, steps)
             if in_part:
                 return in_part
             if len(nodes) < 2:

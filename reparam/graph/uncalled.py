@@ -1,8 +1,11 @@
 """Methods that no forward calls: they find the children that they use as they are, or fused in the same way."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import final
 
+from torch import fx
+
+from reparam.graph.entries import EntryPoints
 from reparam.graph.entry_methods import uncalled
 from reparam.graph.net import Frame, Value
 from reparam.graph.placing import Mode, Place
@@ -12,19 +15,32 @@ from reparam.graph.placing import Mode, Place
 class Uncalled:
     """Methods that no forward calls, by the calls of the modules that have some."""
 
-    def __init__(self, frames: Iterable[Frame]) -> None:
+    def __init__(self, frames: Iterable[Frame], entries: EntryPoints) -> None:
+        self._entries = entries
         self._methods = {frame: methods for frame in frames if (methods := uncalled(type(frame.module)))}
 
-    def using_a_part(self, frame: Frame, values: Iterable[Value]) -> str:
-        """A method of the module of ``frame`` that uses some of the modules that values call; empty if none does."""
+    def using_a_part(
+        self, frame: Frame, values: Iterable[Value], steps: Mapping[Frame, Collection[fx.Node]]
+    ) -> str:
+        """Why a method of the module of ``frame`` may use some of ``values`` and not others; empty if none does.
+
+        Args:
+            frame: the call of a module.
+            values: what is to become one operation.
+            steps: the operations that they are, or in which they are computed, by call.
+        """
         methods = self._methods.get(frame)
         if methods is None:
             return ""
         start = len(frame.path) + 1 if frame.path else 0
         below = {value.path[start:] for value in values if value.module is not None}
         for method, used in methods.items():
-            if 0 < sum(_covers(used, path) for path in below) < len(below):
+            covered = sum(_covers(used, path) for path in below)
+            if 0 < covered < len(below):
                 return f"the method {method} of {frame.path or 'the model'} uses some of them"
+            reason = self._entries.uncalled(frame, method, steps) if covered else ""
+            if reason:
+                return reason
         return ""
 
     def missing(self, value: Value, where: Place) -> str:
