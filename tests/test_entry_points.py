@@ -525,3 +525,74 @@ def test_a_method_that_takes_a_block_apart_and_joins_its_parts_otherwise() -> No
 
     entries_stay_right(ready(Around()), "apart", conv=1, norm=1)
     entries_stay_right(ready(WithoutTheEnd()), "apart")
+
+
+def with_layers(self: Any, x: Tensor, n: int = 1) -> list[Tensor]:
+    found = []
+    for layer in (self.c, self.n):
+        x = layer(x)
+        found.append(x)
+    return found[-n:]
+
+
+def in_several_lines(self: Any, x: Tensor, n: int = 1) -> list[Tensor]:
+    x = self.c(x)
+    x = self.n(x)
+    return [x, x][-n:]
+
+
+def at_once(self: Any, x: Tensor, n: int = 1) -> list[Tensor]:
+    return [self.n(self.c(x))] * 2 + [self.n(self.c(x.flip(0)))][-n:]
+
+
+def with_the_first_kept(self: Any, x: Tensor, n: int = 1) -> list[Tensor]:
+    y = self.c(x)
+    z = self.n(y)
+    return [y, z][-n:]
+
+
+def in_two_orders(self: Any, x: Tensor, n: int = 1) -> list[Tensor]:
+    return [self.c(self.n(x)), self.n(self.c(x))][-n:]
+
+
+@pytest.mark.parametrize(
+    ("other", "norms"),
+    [(with_layers, 1), (in_several_lines, 0), (at_once, 0), (with_the_first_kept, 1), (in_two_orders, 1)],
+)
+def test_a_method_that_cannot_be_read_for_all_values_of_its_options(other: Method, norms: int) -> None:
+    """Its code shows whether it calls the norm wherever it calls the convolution."""
+    model = net(forward=lambda self, x: torch.relu(self.n(self.c(x))), other=other)
+    fused = entries_stay_right(model, "other", conv=1, norm=norms)
+    same(model.other, fused.other, X, n=2)
+
+
+class Layers(nn.Module):
+    """A method of it may return what any of its layers gives."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def intermediate(self, x: Tensor, n: int = 1) -> list[Tensor]:
+        found = []
+        for layer in self.layers:
+            x = layer(x)
+            found.append(x)
+        return found[-n:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+@pytest.mark.parametrize(
+    ("layers", "norms"),
+    [
+        ((conv(3), nn.BatchNorm2d(C), nn.ReLU()), 1),
+        ((conv_norm(3), nn.ReLU(), Block(), nn.ReLU()), 0),
+        ((nn.Sequential(conv_norm(3), nn.ReLU()), nn.Sequential(Block(), conv_norm(1))), 0),
+    ],
+)
+def test_a_method_that_goes_through_layers(layers: tuple[nn.Module, ...], norms: int) -> None:
+    model = ready(Layers(*layers))
+    fused = entries_stay_right(model, "intermediate", norm=norms)
+    same(model.intermediate, fused.intermediate, X, n=9)

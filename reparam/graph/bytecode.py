@@ -7,6 +7,7 @@ from types import CodeType
 from typing import Any, Final
 
 MOST: Final = 4096  # codes, or methods, of which something is remembered
+LOADS: Final = ("LOAD_FAST", "LOAD_DEREF", "LOAD_CLASSDEREF")  # what the names of instructions start with
 
 
 def nested(code: CodeType) -> Iterator[CodeType]:

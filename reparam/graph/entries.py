@@ -13,6 +13,7 @@ from torch import fx
 
 from reparam.graph.arguments import default_arguments
 from reparam.graph.entry_methods import is_entry_point
+from reparam.graph.joined import may_take_apart
 from reparam.graph.methods import Method, number_of_calls, paired
 from reparam.graph.net import Frame
 from reparam.graph.proxy import PLAIN
@@ -86,19 +87,21 @@ class EntryPoints:
         """
         inside = [(below, nodes) for below, nodes in steps.items() if frame in below.upwards()]
         links = [link for below, nodes in inside for link in _links(nodes, frame, below)]
+        links = [(a, b) for a, b in links if "call_module" in (a[0], b[0])]
         if not links:
             return ""
         if (frame, method) not in self._uncalled:
             spec = default_arguments(frame.module, method)
             read = spec if isinstance(spec, Unread) else trace(frame.module, spec, method=method)
             self._uncalled[frame, method] = read
+        called = [(_called(first), _called(second)) for first, second in links]
         named = f"the method {method} of {frame.path or 'the model'}"
         for traced in (self._uncalled[frame, method], *(traced for _, traced in self._variants_of(frame, method))):
-            if isinstance(traced, Unread):
-                if not traced.raised:
-                    return f"{named}, which uses them, cannot be read: {traced}"
-            elif traced.doubtful or not (_linked(traced, links) and _always(traced, links)):
-                return f"{named} uses some of them"
+            if isinstance(traced, Trace):
+                if traced.doubtful or not all(_joined(way, links) for way in (traced, *traced.otherwise)):
+                    return f"{named} uses some of them"
+            elif not traced.raised and may_take_apart(frame.module, method, called):
+                return f"{named} may use some of them; it cannot be read: {traced}"
         return ""
 
     def apart(self, frame: Frame, entries: Sequence[str], nodes: Sequence[fx.Node]) -> str:
@@ -174,6 +177,20 @@ def _linked(traced: Trace, links: Sequence[tuple[tuple[str, str], tuple[str, str
     return True
 
 
+def _joined(traced: Trace, links: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> bool:
+    """Whether each module of a pair is called on the result of the other one alone, which nothing else reads."""
+    after, before = dict(links), {b: a for a, b in links}
+    for node in traced.graph.nodes:
+        name = _name(node)
+        if node.op != "call_module":
+            continue
+        if name in after and {_name(user) for user in node.users} != {after[name]}:
+            return False
+        if name in before and {_name(source) for source in node.all_input_nodes} != {before[name]}:
+            return False
+    return True
+
+
 def _consecutive(traced: Trace, links: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> bool:
     """Whether nothing is computed between the two of each pair."""
     steps = [_name(node) for node in traced.graph.nodes if not node.meta.get(PLAIN) and node.op != "get_attr"]
@@ -184,6 +201,11 @@ def _consecutive(traced: Trace, links: Sequence[tuple[tuple[str, str], tuple[str
 def _name(node: fx.Node, path: str = "") -> tuple[str, str]:
     """What an operation is; one that calls a module does so by its name below ``path``."""
     return node.op, join(path, str(node.target)) if node.op == "call_module" else str(node.target)
+
+
+def _called(name: tuple[str, str]) -> str:
+    """The path of the module that an operation calls; empty if it calls none."""
+    return name[1] if name[0] == "call_module" else ""
 
 
 def _below(name: tuple[str, str], start: int) -> tuple[str, str]:

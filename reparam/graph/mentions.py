@@ -8,10 +8,9 @@ from functools import lru_cache
 from types import CodeType
 from typing import Final, NamedTuple
 
-from reparam.graph.bytecode import MOST, nested, steps
+from reparam.graph.bytecode import LOADS, MOST, nested, steps
 
 SUBSCRIPTS: Final = ("BINARY_SUBSCR", "[]")  # the second one is the operand of BINARY_OP from Python 3.14 on
-_LOADS: Final = ("LOAD_FAST", "LOAD_DEREF", "LOAD_CLASSDEREF")
 
 
 class Mention(NamedTuple):
@@ -47,7 +46,7 @@ def mentions_of(code: CodeType, variables: Iterable[str]) -> frozenset[Mention]:
     for part in nested(code) if roots else ():
         found = steps(part)
         for (load, value, _), (store, name, _) in itertools.pairwise(found):
-            if value in roots and load.startswith(_LOADS) and store.startswith(("STORE_FAST", "STORE_DEREF")):
+            if value in roots and load.startswith(LOADS) and store.startswith(("STORE_FAST", "STORE_DEREF")):
                 roots.add(name)
     return frozenset(_mentions(code, frozenset(roots))) if roots else frozenset()
 
@@ -70,7 +69,7 @@ def _mentions(code: CodeType, roots: frozenset[str]) -> Iterator[Mention]:
             if path:
                 yield Mention(".".join(path), called)
             last = step.argval[-1] if isinstance(step.argval, tuple) and step.argval else step.argval
-            reads = step.opname.startswith(_LOADS) and last in roots
+            reads = step.opname.startswith(LOADS) and last in roots
             path, called = ([] if reads else None), False
         key = None
     for constant in code.co_consts:
