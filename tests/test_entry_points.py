@@ -155,6 +155,20 @@ def test_a_method_with_an_option_keeps_its_children() -> None:
     same(model.trunk, fused.trunk, X, last=False)
 
 
+@pytest.mark.parametrize("behind", ["", ".tanh()"])
+def test_a_private_method_with_an_option_that_is_all_of_the_forward(behind: str) -> None:
+    def _trunk(self: Any, x: Tensor, last: bool = True) -> Tensor:
+        y = self.a(x)
+        return torch.relu(y + self.b(x)) if last else y
+
+    model = net(forward=written(f"self._trunk(x){behind}"), _trunk=_trunk)
+    fused = fuse_purely(model)
+    same(model, fused, X)
+    if not behind:
+        same(model._trunk, fused._trunk, X)
+        same(model._trunk, fused._trunk, X, last=False)
+
+
 def test_a_method_with_another_constant_than_its_own_is_not_generated() -> None:
     def trunk(self: Any, x: Tensor, scale: float = 1.0) -> Tensor:
         return torch.relu(self.a(x) + self.b(x)) * scale
@@ -596,3 +610,38 @@ def test_a_method_that_goes_through_layers(layers: tuple[nn.Module, ...], norms:
     model = ready(Layers(*layers))
     fused = entries_stay_right(model, "intermediate", norm=norms)
     same(model.intermediate, fused.intermediate, X, n=9)
+
+
+class Inner(Branches):
+    """Called by no one: its caller uses what is in it."""
+
+    def _sum(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self._sum(x)) * 2 + self.n(self.c(x))
+
+
+PASSED_OVER: dict[str, tuple[str, dict[str, int]]] = {
+    "a method instead of it": ("self.inner._sum(x).relu()", {"conv": 2, "norm": 0}),
+    "its children": ("(self.inner.a(x) + self.inner.b(x)).relu()", {"conv": 2, "norm": 0}),
+    "its children, as it does": ("self.inner.n(self.inner.c(x)).relu()", {"conv": 1, "norm": 0}),
+    "its children, otherwise": ("self.inner.n(self.inner.c(x).relu())", {"conv": 1, "norm": 1}),
+    "a norm behind one of them": ("self.norm(self.inner.c(x)).relu()", {"conv": 1, "norm": 1}),
+    "a norm behind the last of them": ("self.norm(self.inner.n(self.inner.c(x))).relu()", {"conv": 1, "norm": 1}),
+}
+
+
+@pytest.mark.parametrize(("result", "expected"), PASSED_OVER.values(), ids=PASSED_OVER.keys())
+def test_a_module_of_which_only_the_children_are_called(result: str, expected: dict[str, int]) -> None:
+    class Outer(nn.Module):
+        forward = written(result)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.norm = Inner(), nn.BatchNorm2d(C)
+
+    entries_stay_right(model := ready(Outer()), **expected)
+    fused = fuse_purely(model)
+    same(model.inner, fused.inner, X)
+    same(model.inner._sum, fused.inner._sum, X)

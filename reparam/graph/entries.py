@@ -6,10 +6,10 @@ net. No rewrite may reach across its ends, and where the forward is generated an
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import final
 
-from torch import fx
+from torch import fx, nn
 
 from reparam.graph.arguments import default_arguments
 from reparam.graph.entry_methods import is_entry_point
@@ -24,6 +24,8 @@ from reparam.graph.unread import Unread
 from reparam.graph.used import join
 from reparam.graph.variants import variants
 
+Name = tuple[str, str]  # kind and target of an operation
+
 
 @final
 class EntryPoints:
@@ -32,8 +34,9 @@ class EntryPoints:
     def __init__(self) -> None:
         self._variants: dict[tuple[Frame, str], list[tuple[str, Trace | Unread]]] = {}
         self._names: dict[Frame, frozenset[str]] = {}
+        self._private: dict[Frame, str] = {}
         self._methods: set[tuple[Frame, str]] = set()
-        self._uncalled: dict[tuple[Frame, str], Trace | Unread] = {}
+        self._uncalled: dict[tuple[str, str], list[Trace | Unread]] = {}
 
     def of(self, frame: Frame, node: fx.Node) -> tuple[str, ...]:
         """Names of the entry points that compute ``node``, outermost first; none for the forward itself."""
@@ -48,7 +51,15 @@ class EntryPoints:
         """The entry point that computes ``node`` and cannot be generated together with the forward; empty if none."""
         for name in {name for calls in frame.trace.within.values() for name, _ in calls}:
             self._method(frame, name)
-        return next((name for name in self.of(frame, node) if name not in frame.methods), "")
+        entries = (*self.of(frame, node), *self.private(frame, node))
+        return next((name for name in entries if name not in frame.methods), "")
+
+    def private(self, frame: Frame, node: fx.Node) -> tuple[str, ...]:
+        """The private method that computes ``node`` if it does all that the forward does."""
+        calls = frame.trace.within.get(node, ())
+        if calls and frame not in self._private:
+            self._private[frame] = _private(frame.trace)
+        return tuple(name for name, _ in calls if name == self._private[frame])
 
     def _method(self, frame: Frame, name: str) -> None:
         """Note the method of a frame if it can be generated together with its forward."""
@@ -77,30 +88,29 @@ class EntryPoints:
             self._variants[key] = list(variants(frame, method))
         return self._variants[key]
 
-    def uncalled(self, frame: Frame, method: str, steps: Mapping[Frame, Collection[fx.Node]]) -> str:
-        """Why operations do not always follow each other in a method that the forward does not call; empty if they do.
+    def uncalled(
+        self, module: nn.Module, path: str, method: str, steps: Mapping[Frame, Collection[fx.Node]]
+    ) -> str:
+        """Why operations do not always follow each other in a method that no forward calls; empty if they do.
 
         Args:
-            frame: a call of the module of the method.
+            module: the module of the method.
+            path: of the module.
             method: its name.
-            steps: operations by the call, this one or others, in whose forward they stand.
+            steps: operations by the call in whose forward they stand.
         """
-        inside = [(below, nodes) for below, nodes in steps.items() if frame in below.upwards()]
-        links = [link for below, nodes in inside for link in _links(nodes, frame, below)]
-        links = [(a, b) for a, b in links if "call_module" in (a[0], b[0])]
+        links = _links_inside(path, steps)
         if not links:
             return ""
-        if (frame, method) not in self._uncalled:
-            spec = default_arguments(frame.module, method)
-            read = spec if isinstance(spec, Unread) else trace(frame.module, spec, method=method)
-            self._uncalled[frame, method] = read
+        if (path, method) not in self._uncalled:
+            self._uncalled[path, method] = list(_ways(module, path, method))
         called = [(_called(first), _called(second)) for first, second in links]
-        named = f"the method {method} of {frame.path or 'the model'}"
-        for traced in (self._uncalled[frame, method], *(traced for _, traced in self._variants_of(frame, method))):
+        named = f"the method {method} of {path or 'the model'}"
+        for traced in self._uncalled[path, method]:
             if isinstance(traced, Trace):
                 if traced.doubtful or not all(_joined(way, links) for way in (traced, *traced.otherwise)):
                     return f"{named} uses some of them"
-            elif not traced.raised and may_take_apart(frame.module, method, called):
+            elif not traced.raised and may_take_apart(module, method, called):
                 return f"{named} may use some of them; it cannot be read: {traced}"
         return ""
 
@@ -114,7 +124,7 @@ class EntryPoints:
         Returns:
             The reason, or an empty string.
         """
-        links = _links(nodes, frame)
+        links = [(_name(a), _name(b)) for a, b in _links(nodes)]
         for method in ("forward", *entries):
             start = method.rfind(".") + 1
             below = [(_below(a, start), _below(b, start)) for a, b in links]
@@ -126,6 +136,26 @@ class EntryPoints:
         return ""
 
 
+def _private(traced: Trace) -> str:
+    """A private method that a forward calls once, whose inputs and results are those of the forward; empty if none."""
+    results = [traced.within.get(source, ()) for source in traced.graph.output_node().all_input_nodes]
+    for call, inputs in _given(traced).items():
+        whole = all(call in calls for calls in results) and number_of_calls(traced, call[0]) == 1
+        if whole and call[0].startswith("_") and all(source.op in ("placeholder", "get_attr") for source in inputs):
+            return call[0]
+    return ""
+
+
+def _given(traced: Trace) -> dict[tuple[str, int], list[fx.Node]]:
+    """For every call of a method: what it reads that is computed outside of it."""
+    given: dict[tuple[str, int], list[fx.Node]] = {}
+    for node, calls in traced.within.items():
+        for call in calls:
+            sources = (source for source in node.all_input_nodes if call not in traced.within.get(source, ()))
+            given.setdefault(call, []).extend(sources)
+    return given
+
+
 def _entry_points(traced: Trace) -> frozenset[str]:
     """Methods that a forward calls and that may be called by a user, too.
 
@@ -133,13 +163,8 @@ def _entry_points(traced: Trace) -> frozenset[str]:
     not what the forward has computed on the way.
     """
     counted = Counter(name for name, _ in {call for calls in traced.within.values() for call in calls})
-    given: dict[tuple[str, int], list[fx.Node]] = {}
-    for node, calls in traced.within.items():
-        for call in calls:
-            sources = (source for source in node.all_input_nodes if call not in traced.within.get(source, ()))
-            given.setdefault(call, []).extend(sources)
     found: set[str] = set()
-    for (name, _), inputs in given.items():
+    for (name, _), inputs in _given(traced).items():
         outer = all(
             source.op in ("placeholder", "get_attr")
             or source.meta.get(PLAIN)
@@ -151,21 +176,40 @@ def _entry_points(traced: Trace) -> frozenset[str]:
     return frozenset(found)
 
 
-def _links(
-    nodes: Collection[fx.Node], frame: Frame, below: Frame | None = None
-) -> list[tuple[tuple[str, str], tuple[str, str]]]:
-    """The operations among some that read each other: names of each pair, in ``frame``, which calls ``below``."""
-    inside = set(nodes)
-    start = "" if below is None or below is frame else below.path[len(frame.path) + 1 if frame.path else 0 :]
-    return [(_name(a, start), _name(b, start)) for b in nodes for a in b.all_input_nodes if a in inside]
+def _ways(module: nn.Module, path: str, method: str) -> Iterator[Trace | Unread]:
+    """What a method that no forward calls does, also for other values of its arguments."""
+    spec = default_arguments(module, method)
+    usual = spec if isinstance(spec, Unread) else trace(module, spec, method=method)
+    yield usual
+    if isinstance(usual, Trace):
+        yield from (traced for _, traced in variants(Frame(module, path, usual), method))
 
 
-def _always(traced: Trace, links: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> bool:
+def _links(nodes: Collection[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """The operations among some that read each other."""
+    return ((source, node) for node in nodes for source in node.all_input_nodes if source in nodes)
+
+
+def _links_inside(path: str, steps: Mapping[Frame, Collection[fx.Node]]) -> list[tuple[Name, Name]]:
+    """The names of operations that read each other, of which at least one calls a module below a path."""
+    start = len(path) + 1 if path else 0
+
+    def inside(node: fx.Node, frame: Frame) -> Name:
+        called = join(frame.path, str(node.target))
+        if node.op != "call_module":
+            return _name(node)
+        return (node.op, called[start:]) if not path or called.startswith(path + ".") else ("", called)
+
+    found = [(inside(a, frame), inside(b, frame)) for frame, nodes in steps.items() for a, b in _links(nodes)]
+    return [(a, b) for a, b in found if "call_module" in (a[0], b[0])]
+
+
+def _always(traced: Trace, links: Sequence[tuple[Name, Name]]) -> bool:
     """Whether all other outcomes of its conditions link each pair, too, with nothing between."""
     return all(_linked(other, links) and _consecutive(other, links) for other in traced.otherwise)
 
 
-def _linked(traced: Trace, links: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> bool:
+def _linked(traced: Trace, links: Sequence[tuple[Name, Name]]) -> bool:
     """Whether the first of each pair is only read by the second, which reads nothing else."""
     after, before = dict(links), {b: a for a, b in links}
     for node in traced.graph.nodes:
@@ -177,7 +221,7 @@ def _linked(traced: Trace, links: Sequence[tuple[tuple[str, str], tuple[str, str
     return True
 
 
-def _joined(traced: Trace, links: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> bool:
+def _joined(traced: Trace, links: Sequence[tuple[Name, Name]]) -> bool:
     """Whether each module of a pair is called on the result of the other one alone, which nothing else reads."""
     after, before = dict(links), {b: a for a, b in links}
     for node in traced.graph.nodes:
@@ -191,23 +235,22 @@ def _joined(traced: Trace, links: Sequence[tuple[tuple[str, str], tuple[str, str
     return True
 
 
-def _consecutive(traced: Trace, links: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> bool:
+def _consecutive(traced: Trace, links: Sequence[tuple[Name, Name]]) -> bool:
     """Whether nothing is computed between the two of each pair."""
     steps = [_name(node) for node in traced.graph.nodes if not node.meta.get(PLAIN) and node.op != "get_attr"]
     following = set(itertools.pairwise(steps))
     return all(pair in following for pair in links if pair[0] in steps)
 
 
-def _name(node: fx.Node, path: str = "") -> tuple[str, str]:
-    """What an operation is; one that calls a module does so by its name below ``path``."""
-    return node.op, join(path, str(node.target)) if node.op == "call_module" else str(node.target)
+def _name(node: fx.Node) -> Name:
+    return node.op, str(node.target)
 
 
-def _called(name: tuple[str, str]) -> str:
+def _called(name: Name) -> str:
     """The path of the module that an operation calls; empty if it calls none."""
     return name[1] if name[0] == "call_module" else ""
 
 
-def _below(name: tuple[str, str], start: int) -> tuple[str, str]:
+def _below(name: Name, start: int) -> Name:
     """The name of an operation in a method of a child, whose path and dot are so long."""
     return (name[0], name[1][start:]) if name[0] == "call_module" else name

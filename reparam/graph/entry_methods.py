@@ -168,18 +168,28 @@ def _uncalled(kind: type) -> Iterator[tuple[str, frozenset[str]]]:
     """
     reached = {name for name, *_ in _reached(kind, "forward")}
     for name, required in _public(kind).items():
-        if name in reached:
-            continue
-        methods = {function: bound for _, function, bound in _reached(kind, name)}
-        used: set[str] = set()
-        for function in functions_of(methods, of_other_files=True):
-            code = function.__code__
-            found = mentions(code, of_all=not methods.get(function, False))
-            used |= {_used(mention, required) for mention in found} - {""}
-            if "getattr" in names(code):
-                used.update(strings(code))
+        used = frozenset() if name in reached else used_by(kind, name, required)
         if used:
-            yield name, frozenset(used)
+            yield name, used
+
+
+def used_by(kind: type, method: str, required: bool = True) -> frozenset[str]:
+    """What a method of a class, and what it calls, use of a module of the class, as dotted paths.
+
+    Args:
+        kind: the class.
+        method: name of the method.
+        required: whether it requires data.
+    """
+    methods = {function: bound for _, function, bound in _reached(kind, method)}
+    used: set[str] = set()
+    for function in functions_of(methods, of_other_files=True):
+        code = function.__code__
+        found = mentions(code, of_all=not methods.get(function, False))
+        used |= {_used(mention, required) for mention in found} - {""}
+        if "getattr" in names(code):
+            used.update(strings(code))
+    return frozenset(used)
 
 
 def _used(mention: Mention, required: bool) -> str:

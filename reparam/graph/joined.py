@@ -12,7 +12,7 @@ from reparam.graph.bytecode import LOADS, MOST, nested, steps
 from reparam.graph.entry_methods import functions_of, methods_of
 from reparam.graph.mentions import mentions
 
-_CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _PLUMBING: Final = ("CACHE", "COPY_FREE_VARS", "EXTENDED_ARG", "MAKE_CELL", "NOP", "PRECALL", "PUSH_NULL", "RESUME")
 Step = tuple[str, object]
 
@@ -50,7 +50,7 @@ def _reaches(module: nn.Module, codes: Collection[CodeType], start: str, path: s
     loops = sum(_loops(code) for code in codes)
     here = module.get_submodule(start)
     for depth, name in enumerate(inside):
-        if depth and type(here) not in _CONTAINERS:  # a block: it is called as a whole, or a part of it by name
+        if depth and type(here) not in CONTAINERS:  # a block: it is called as a whole, or a part of it by name
             return any(name in _asked_of_others(code) for code in codes)
         if depth >= loops:
             return False

@@ -133,10 +133,10 @@ class Limits:
                     return f"{min(other)} of {around.path or 'the model'} can be called by itself"
                 steps.setdefault(around, {})[node] = None
                 node, around = around.call, around.parent
+        in_part = self._uncalled.using_a_part(values, steps)
+        if in_part:
+            return in_part
         for frame, nodes in steps.items():
-            in_part = self._uncalled.using_a_part(frame, values, steps)
-            if in_part:
-                return in_part
             if len(nodes) < 2:
                 guessed = _guessed(frame) or (self._depends_on_options(frame) if frame.trace.typed else "")
                 if guessed and len(next(iter(nodes)).users) and frame not in _common(values):
@@ -144,7 +144,8 @@ class Limits:
                 continue
             if guessed := _guessed(frame):
                 return guessed
-            apart = self.entries.apart(frame, found[frame], list(nodes))
+            first = next(iter(nodes))
+            apart = self.entries.apart(frame, (*found[frame], *self.entries.private(frame, first)), list(nodes))
             if apart:
                 return apart
         return ""
