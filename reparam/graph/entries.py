@@ -104,14 +104,16 @@ class EntryPoints:
             return ""
         if (path, method) not in self._uncalled:
             self._uncalled[path, method] = list(_ways(module, path, method))
-        called = [(_called(first), _called(second)) for first, second in links]
         named = f"the method {method} of {path or 'the model'}"
+        unread: Unread | None = None
         for traced in self._uncalled[path, method]:
-            if isinstance(traced, Trace):
-                if traced.doubtful or not all(_joined(way, links) for way in (traced, *traced.otherwise)):
-                    return f"{named} uses some of them"
-            elif not traced.raised and may_take_apart(module, method, called):
-                return f"{named} may use some of them; it cannot be read: {traced}"
+            if isinstance(traced, Unread):
+                unread = unread or (None if traced.raised else traced)
+            elif traced.doubtful or not all(_joined(way, links) for way in (traced, *traced.otherwise)):
+                return f"{named} uses some of them"
+        called = [(_called(first), _called(second)) for first, second in links]
+        if unread is not None and may_take_apart(module, method, called):
+            return f"{named} may use some of them; it cannot be read: {unread}"
         return ""
 
     def apart(self, frame: Frame, entries: Sequence[str], nodes: Sequence[fx.Node]) -> str:

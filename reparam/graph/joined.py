@@ -10,7 +10,7 @@ from torch import nn
 
 from reparam.graph.bytecode import LOADS, MOST, nested, steps
 from reparam.graph.entry_methods import functions_of, methods_of
-from reparam.graph.mentions import mentions
+from reparam.graph.mentions import Mention, mentions
 
 CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _PLUMBING: Final = ("CACHE", "COPY_FREE_VARS", "EXTENDED_ARG", "MAKE_CELL", "NOP", "PRECALL", "PUSH_NULL", "RESUME")
@@ -25,12 +25,15 @@ def may_take_apart(module: nn.Module, method: str, pairs: Iterable[tuple[str, st
         method: its name.
         pairs: dotted paths of two descendants that follow each other in the forward; an empty one is no module.
     """
-    codes = [function.__code__ for function in functions_of(methods_of(type(module), method), of_other_files=True)]
-    return any(_may_take_apart(module, codes, first, second) for first, second in pairs)
+    functions = functions_of(methods_of(type(module), method), of_other_files=True)
+    codes = [function.__code__ for function in functions]
+    found = frozenset(mention for code in codes for mention in mentions(code))
+    return any(_may_take_apart(module, codes, found, first, second) for first, second in pairs)
 
 
-def _may_take_apart(module: nn.Module, codes: Collection[CodeType], first: str, second: str) -> bool:
-    found = {mention for code in codes for mention in mentions(code)}
+def _may_take_apart(
+    module: nn.Module, codes: Collection[CodeType], found: Collection[Mention], first: str, second: str
+) -> bool:
     for path in filter(None, (first, second)):
         for mention in found:
             if path == mention.path:
