@@ -6,14 +6,13 @@ net. No rewrite may reach across its ends, and where the forward is generated an
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import final
 
-from torch import fx, nn
+from torch import fx
 
 from reparam.graph.arguments import default_arguments
 from reparam.graph.entry_methods import is_entry_point
-from reparam.graph.joined import may_take_apart
 from reparam.graph.methods import Method, number_of_calls, paired
 from reparam.graph.net import Frame
 from reparam.graph.proxy import PLAIN
@@ -21,7 +20,6 @@ from reparam.graph.source import fixed_signature
 from reparam.graph.spelling import unspoken
 from reparam.graph.trace import Trace, trace
 from reparam.graph.unread import Unread
-from reparam.graph.used import join
 from reparam.graph.variants import variants
 
 Name = tuple[str, str]  # kind and target of an operation
@@ -36,7 +34,6 @@ class EntryPoints:
         self._names: dict[Frame, frozenset[str]] = {}
         self._private: dict[Frame, str] = {}
         self._methods: set[tuple[Frame, str]] = set()
-        self._uncalled: dict[tuple[str, str], list[Trace | Unread]] = {}
 
     def of(self, frame: Frame, node: fx.Node) -> tuple[str, ...]:
         """Names of the entry points that compute ``node``, outermost first; none for the forward itself."""
@@ -88,34 +85,6 @@ class EntryPoints:
             self._variants[key] = list(variants(frame, method))
         return self._variants[key]
 
-    def uncalled(
-        self, module: nn.Module, path: str, method: str, steps: Mapping[Frame, Collection[fx.Node]]
-    ) -> str:
-        """Why operations do not always follow each other in a method that no forward calls; empty if they do.
-
-        Args:
-            module: the module of the method.
-            path: of the module.
-            method: its name.
-            steps: operations by the call in whose forward they stand.
-        """
-        links = _links_inside(path, steps)
-        if not links:
-            return ""
-        if (path, method) not in self._uncalled:
-            self._uncalled[path, method] = list(_ways(module, path, method))
-        named = f"the method {method} of {path or 'the model'}"
-        unread: Unread | None = None
-        for traced in self._uncalled[path, method]:
-            if isinstance(traced, Unread):
-                unread = unread or (None if traced.raised else traced)
-            elif traced.doubtful or not all(_joined(way, links) for way in (traced, *traced.otherwise)):
-                return f"{named} uses some of them"
-        called = [(_called(first), _called(second)) for first, second in links]
-        if unread is not None and may_take_apart(module, method, called):
-            return f"{named} may use some of them; it cannot be read: {unread}"
-        return ""
-
     def apart(self, frame: Frame, entries: Sequence[str], nodes: Sequence[fx.Node]) -> str:
         """Why ``nodes`` do not always follow each other.
 
@@ -126,7 +95,7 @@ class EntryPoints:
         Returns:
             The reason, or an empty string.
         """
-        links = [(_name(a), _name(b)) for a, b in _links(nodes)]
+        links = [(name_of(a), name_of(b)) for a, b in links_among(nodes)]
         for method in ("forward", *entries):
             start = method.rfind(".") + 1
             below = [(_below(a, start), _below(b, start)) for a, b in links]
@@ -178,32 +147,9 @@ def _entry_points(traced: Trace) -> frozenset[str]:
     return frozenset(found)
 
 
-def _ways(module: nn.Module, path: str, method: str) -> Iterator[Trace | Unread]:
-    """What a method that no forward calls does, also for other values of its arguments."""
-    spec = default_arguments(module, method)
-    usual = spec if isinstance(spec, Unread) else trace(module, spec, method=method)
-    yield usual
-    if isinstance(usual, Trace):
-        yield from (traced for _, traced in variants(Frame(module, path, usual), method))
-
-
-def _links(nodes: Collection[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
+def links_among(nodes: Collection[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
     """The operations among some that read each other."""
     return ((source, node) for node in nodes for source in node.all_input_nodes if source in nodes)
-
-
-def _links_inside(path: str, steps: Mapping[Frame, Collection[fx.Node]]) -> list[tuple[Name, Name]]:
-    """The names of operations that read each other, of which at least one calls a module below a path."""
-    start = len(path) + 1 if path else 0
-
-    def inside(node: fx.Node, frame: Frame) -> Name:
-        called = join(frame.path, str(node.target))
-        if node.op != "call_module":
-            return _name(node)
-        return (node.op, called[start:]) if not path or called.startswith(path + ".") else ("", called)
-
-    found = [(inside(a, frame), inside(b, frame)) for frame, nodes in steps.items() for a, b in _links(nodes)]
-    return [(a, b) for a, b in found if "call_module" in (a[0], b[0])]
 
 
 def _always(traced: Trace, links: Sequence[tuple[Name, Name]]) -> bool:
@@ -215,42 +161,24 @@ def _linked(traced: Trace, links: Sequence[tuple[Name, Name]]) -> bool:
     """Whether the first of each pair is only read by the second, which reads nothing else."""
     after, before = dict(links), {b: a for a, b in links}
     for node in traced.graph.nodes:
-        name = _name(node)
-        if name in after and (node.op != "call_module" or {_name(user) for user in node.users} != {after[name]}):
+        name = name_of(node)
+        if name in after and (node.op != "call_module" or {name_of(user) for user in node.users} != {after[name]}):
             return False
-        if name in before and {_name(source) for source in node.all_input_nodes} != {before[name]}:
-            return False
-    return True
-
-
-def _joined(traced: Trace, links: Sequence[tuple[Name, Name]]) -> bool:
-    """Whether each module of a pair is called on the result of the other one alone, which nothing else reads."""
-    after, before = dict(links), {b: a for a, b in links}
-    for node in traced.graph.nodes:
-        name = _name(node)
-        if node.op != "call_module":
-            continue
-        if name in after and {_name(user) for user in node.users} != {after[name]}:
-            return False
-        if name in before and {_name(source) for source in node.all_input_nodes} != {before[name]}:
+        if name in before and {name_of(source) for source in node.all_input_nodes} != {before[name]}:
             return False
     return True
 
 
 def _consecutive(traced: Trace, links: Sequence[tuple[Name, Name]]) -> bool:
     """Whether nothing is computed between the two of each pair."""
-    steps = [_name(node) for node in traced.graph.nodes if not node.meta.get(PLAIN) and node.op != "get_attr"]
+    steps = [name_of(node) for node in traced.graph.nodes if not node.meta.get(PLAIN) and node.op != "get_attr"]
     following = set(itertools.pairwise(steps))
     return all(pair in following for pair in links if pair[0] in steps)
 
 
-def _name(node: fx.Node) -> Name:
+def name_of(node: fx.Node) -> Name:
+    """Kind and target of an operation."""
     return node.op, str(node.target)
-
-
-def _called(name: Name) -> str:
-    """The path of the module that an operation calls; empty if it calls none."""
-    return name[1] if name[0] == "call_module" else ""
 
 
 def _below(name: Name, start: int) -> Name:

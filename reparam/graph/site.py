@@ -34,7 +34,7 @@ class Limits:
         self.options = options
         self._only = _only(model, options)
         self.entries = EntryPoints()
-        self._uncalled = Uncalled((frame for net in reading.nets for frame in net.frames), self.entries)
+        self._uncalled = Uncalled(frame for net in reading.nets for frame in net.frames)
         self._editable: dict[Frame, str] = {}
         kinds = {(p.dtype, p.device) for p in model.parameters() if p.is_floating_point()}
         uniform = len(kinds) == 1  # then all parameters of a module answer alike

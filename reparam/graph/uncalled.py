@@ -1,23 +1,28 @@
 """Methods that no forward calls: they find the children that they use as they are, or fused in the same way."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import final
 
 from torch import fx, nn
 
-from reparam.graph.entries import EntryPoints
+from reparam.graph.arguments import default_arguments
+from reparam.graph.entries import Name, links_among, name_of
 from reparam.graph.entry_methods import uncalled, used_by
-from reparam.graph.joined import CONTAINERS
 from reparam.graph.net import Frame, Value
 from reparam.graph.placing import Mode, Place
+from reparam.graph.trace import Trace, trace
+from reparam.graph.unread import Unread
+from reparam.graph.unread_methods import CONTAINERS, UnreadMethod
+from reparam.graph.used import join
+from reparam.graph.variants import variants
 
 
 @final
 class Uncalled:
     """Methods that no forward calls, of the modules that are called, and of those of which only children are."""
 
-    def __init__(self, frames: Iterable[Frame], entries: EntryPoints) -> None:
-        self._entries = entries
+    def __init__(self, frames: Iterable[Frame]) -> None:
+        self._read: dict[tuple[str, str], _Method] = {}
         self._all: dict[type, Mapping[str, frozenset[str]]] = {}
         self._methods = {frame: methods for frame in frames if (methods := uncalled(type(frame.module)))}
 
@@ -38,9 +43,14 @@ class Uncalled:
                 covered = sum(_covers(used, path) for path in below)
                 if 0 < covered < len(below):
                     return f"the method {method} of {home or 'the model'} uses some of them"
-                reason = self._entries.uncalled(module, home, method, steps) if covered else ""
+                links = _links_inside(home, steps) if covered else []
+                if not links:
+                    continue
+                if (home, method) not in self._read:
+                    self._read[home, method] = _Method(module, home, method)
+                reason = self._read[home, method].apart(links)
                 if reason:
-                    return reason
+                    return f"the method {method} of {home or 'the model'} {reason}"
         return ""
 
     def missing(self, value: Value, where: Place) -> str:
@@ -63,6 +73,31 @@ class Uncalled:
         if kind not in self._all:
             self._all[kind] = {"forward": used_by(kind, "forward"), **uncalled(kind)}
         return self._all[kind]
+
+
+@final
+class _Method:
+    """A method that no forward calls: what it does, also for other values of its arguments, as far as that is read."""
+
+    def __init__(self, module: nn.Module, path: str, method: str) -> None:
+        spec = default_arguments(module, method)
+        usual = spec if isinstance(spec, Unread) else trace(module, spec, method=method)
+        ways = [usual]
+        if isinstance(usual, Trace):
+            ways += [traced for _, traced in variants(Frame(module, path, usual), method)]
+        self._read = [traced for traced in ways if isinstance(traced, Trace)]
+        self._unread = next((traced for traced in ways if isinstance(traced, Unread) and not traced.raised), None)
+        self._code = None if self._unread is None else UnreadMethod(module, method)
+
+    def apart(self, links: Sequence[tuple[Name, Name]]) -> str:
+        """Why not all operations of pairs follow each other; empty if they do."""
+        for traced in self._read:
+            if traced.doubtful or not all(_joined(way, links) for way in (traced, *traced.otherwise)):
+                return "uses some of them"
+        called = [(_called(first), _called(second)) for first, second in links]
+        if self._code is not None and self._code.may_take_apart(called):
+            return f"may use some of them; it cannot be read: {self._unread}"
+        return ""
 
 
 def _passed_over(value: Value) -> Iterator[tuple[str, nn.Module]]:
@@ -90,3 +125,36 @@ def _covers(used: Collection[str], path: str) -> bool:
     while path and path not in used:
         path = path.rpartition(".")[0]
     return bool(path)
+
+
+def _links_inside(path: str, steps: Mapping[Frame, Collection[fx.Node]]) -> list[tuple[Name, Name]]:
+    """The names of operations that read each other, of which at least one calls a module below a path."""
+    start = len(path) + 1 if path else 0
+
+    def inside(node: fx.Node, frame: Frame) -> Name:
+        called = join(frame.path, str(node.target))
+        if node.op != "call_module":
+            return name_of(node)
+        return (node.op, called[start:]) if not path or called.startswith(path + ".") else ("", called)
+
+    found = [(inside(a, frame), inside(b, frame)) for frame, nodes in steps.items() for a, b in links_among(nodes)]
+    return [(a, b) for a, b in found if "call_module" in (a[0], b[0])]
+
+
+def _joined(traced: Trace, links: Sequence[tuple[Name, Name]]) -> bool:
+    """Whether each module of a pair is called on the result of the other one alone, which nothing else reads."""
+    after, before = dict(links), {b: a for a, b in links}
+    for node in traced.graph.nodes:
+        name = name_of(node)
+        if node.op != "call_module":
+            continue
+        if name in after and {name_of(user) for user in node.users} != {after[name]}:
+            return False
+        if name in before and {name_of(source) for source in node.all_input_nodes} != {before[name]}:
+            return False
+    return True
+
+
+def _called(name: Name) -> str:
+    """The path of the module that an operation calls; empty if it calls none."""
+    return name[1] if name[0] == "call_module" else ""

@@ -1,64 +1,64 @@
 """Whether a method that cannot be read calls children one after the other, as the forward does, from its code alone."""
 
 import itertools
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from types import CodeType
-from typing import Final
+from typing import Final, final
 
 from torch import nn
 
 from reparam.graph.bytecode import LOADS, MOST, nested, steps
 from reparam.graph.entry_methods import functions_of, methods_of
-from reparam.graph.mentions import Mention, mentions
+from reparam.graph.mentions import mentions
 
 CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _PLUMBING: Final = ("CACHE", "COPY_FREE_VARS", "EXTENDED_ARG", "MAKE_CELL", "NOP", "PRECALL", "PUSH_NULL", "RESUME")
 Step = tuple[str, object]
 
 
-def may_take_apart(module: nn.Module, method: str, pairs: Iterable[tuple[str, str]]) -> bool:
-    """Whether a method of a module may use one child of a pair without the other one.
+@final
+class UnreadMethod:
+    """A method of a module, of which only the code is known."""
 
-    Args:
-        module: the module.
-        method: its name.
-        pairs: dotted paths of two descendants that follow each other in the forward; an empty one is no module.
-    """
-    functions = functions_of(methods_of(type(module), method), of_other_files=True)
-    codes = [function.__code__ for function in functions]
-    found = frozenset(mention for code in codes for mention in mentions(code))
-    return any(_may_take_apart(module, codes, found, first, second) for first, second in pairs)
+    def __init__(self, module: nn.Module, method: str) -> None:
+        functions = functions_of(methods_of(type(module), method), of_other_files=True)
+        self._module = module
+        self._codes = [function.__code__ for function in functions]
+        self._mentions = frozenset(mention for code in self._codes for mention in mentions(code))
+        self._loops = sum(_loops(code) for code in self._codes)
+        self._asked = frozenset(name for code in self._codes for name in _asked_of_others(code))
 
+    def may_take_apart(self, pairs: Iterable[tuple[str, str]]) -> bool:
+        """Whether it may use one module of a pair without the other one.
 
-def _may_take_apart(
-    module: nn.Module, codes: Collection[CodeType], found: Collection[Mention], first: str, second: str
-) -> bool:
-    for path in filter(None, (first, second)):
-        for mention in found:
+        Args:
+            pairs: dotted paths of two descendants that follow each other in the forward; an empty one is no module.
+        """
+        return any(self._takes_apart(path, pair) for pair in pairs for path in pair if path)
+
+    def _takes_apart(self, path: str, pair: tuple[str, str]) -> bool:
+        for mention in self._mentions:
             if path == mention.path:
-                if not all(_joins(code, first, second) for code in codes):
+                if not all(_joins(code, *pair) for code in self._codes):
                     return True
-            elif path.startswith(mention.path + ".") and not mention.called:
-                if _reaches(module, codes, mention.path, path):
+            elif path.startswith(mention.path + "."):
+                if not mention.called and self._reaches(mention.path, path):
                     return True
             elif mention.path.startswith(path + "."):
                 return True
-    return False
+        return False
 
-
-def _reaches(module: nn.Module, codes: Collection[CodeType], start: str, path: str) -> bool:
-    """Whether code that goes through the module at ``start`` may come to the one at ``path``."""
-    inside = path[len(start) + 1 :].split(".")
-    loops = sum(_loops(code) for code in codes)
-    here = module.get_submodule(start)
-    for depth, name in enumerate(inside):
-        if depth and type(here) not in CONTAINERS:  # a block: it is called as a whole, or a part of it by name
-            return any(name in _asked_of_others(code) for code in codes)
-        if depth >= loops:
-            return False
-        here = here.get_submodule(name)
-    return True
+    def _reaches(self, start: str, path: str) -> bool:
+        """Whether code that goes through the module at ``start`` may come to the one at ``path``."""
+        here = self._module.get_submodule(start)
+        for depth, name in enumerate(path[len(start) + 1 :].split(".")):
+            if depth and type(here) not in CONTAINERS:  # a block: it is called as a whole, or a part of it by name
+                return name in self._asked
+            if depth >= self._loops:
+                return False
+            here = here.get_submodule(name)
+        return True
 
 
 @lru_cache(maxsize=MOST)
