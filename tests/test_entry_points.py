@@ -358,11 +358,15 @@ def test_a_method_of_a_child_that_ends_before_the_norm() -> None:
 
 def test_mentions() -> None:
     def method(self: Any, x: Any, flag: Any = None) -> Any:
+        x = self.stem(x)
+        x = self.norm(x)
         y = self.a[0](x) + self.d["key"](x) + self.b.c.conv(x)
         z = [self.inner(i) for i in self.blocks]
         return self.last(z) if flag else self.store[1:3], y
 
     assert mentions(method.__code__) == {
+        Mention("stem", True),
+        Mention("norm", True),
         Mention("a.0", True),
         Mention("d.key", True),
         Mention("b.c.conv", True),

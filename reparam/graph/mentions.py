@@ -69,7 +69,8 @@ def _mentions(code: CodeType, roots: frozenset[str]) -> Iterator[Mention]:
             if path:
                 yield Mention(".".join(path), called)
             last = step.argval[-1] if isinstance(step.argval, tuple) and step.argval else step.argval
-            reads = step.opname.startswith(LOADS) and last in roots
+            loads = step.opname.startswith(LOADS) or step.opname.endswith("_LOAD_FAST")  # also two at once
+            reads = loads and last in roots
             path, called = ([] if reads else None), False
         key = None
     for constant in code.co_consts:
