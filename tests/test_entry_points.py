@@ -649,3 +649,27 @@ def test_a_module_of_which_only_the_children_are_called(result: str, expected: d
     fused = fuse_purely(model)
     same(model.inner, fused.inner, X)
     same(model.inner._sum, fused.inner._sum, X)
+
+
+def asking(self: Any, x: Tensor, n: int = 1) -> list[Tensor]:
+    y = self.block.stem(x) if hasattr(self.block, "stem") else self.block(x)
+    return [y, y.relu()][-n:]
+
+
+def taking_children(self: Any, x: Tensor, n: int = 1) -> list[Tensor]:
+    return [child(x) for child in self.block.children()][-n:]
+
+
+@pytest.mark.parametrize(("other", "convs"), [(asking, 1), (taking_children, 2)])
+def test_a_method_that_cannot_be_read_and_asks_for_what_a_block_has(other: Method, convs: int) -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Block()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.block(x))
+
+    model = ready(type("Asking", (Around,), {"other": other})())
+    fused = entries_stay_right(model, "other", conv=convs)
+    same(model.other, fused.other, X, n=2)

@@ -52,10 +52,14 @@ class EntryPoints:
         return next((name for name in entries if name not in frame.methods), "")
 
     def private(self, frame: Frame, node: fx.Node) -> tuple[str, ...]:
-        """The private method that computes ``node`` if it does all that the forward does."""
+        """The private method that computes ``node`` if it does all that the forward does, by its own defaults."""
         calls = frame.trace.within.get(node, ())
         if calls and frame not in self._private:
-            self._private[frame] = _private(frame.trace)
+            name = _private(frame.trace)
+            spec = default_arguments(frame.module, name) if name else Unread("")
+            traced = spec if isinstance(spec, Unread) else trace(frame.module, spec, method=name)
+            same = isinstance(traced, Trace) and paired(frame.trace, traced, name) is not None
+            self._private[frame] = name if same else ""
         return tuple(name for name, _ in calls if name == self._private[frame])
 
     def _method(self, frame: Frame, name: str) -> None:
@@ -149,7 +153,8 @@ def _entry_points(traced: Trace) -> frozenset[str]:
 
 def links_among(nodes: Collection[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
     """The operations among some that read each other."""
-    return ((source, node) for node in nodes for source in node.all_input_nodes if source in nodes)
+    inside = set(nodes)
+    return ((source, node) for node in nodes for source in node.all_input_nodes if source in inside)
 
 
 def _always(traced: Trace, links: Sequence[tuple[Name, Name]]) -> bool:

@@ -14,6 +14,9 @@ from reparam.graph.mentions import mentions
 
 CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _PLUMBING: Final = ("CACHE", "COPY_FREE_VARS", "EXTENDED_ARG", "MAKE_CELL", "NOP", "PRECALL", "PUSH_NULL", "RESUME")
+_LISTING: Final = frozenset(
+    ("_modules", "children", "items", "modules", "named_children", "named_modules", "values")
+)
 Step = tuple[str, object]
 
 
@@ -39,22 +42,27 @@ class UnreadMethod:
 
     def _takes_apart(self, path: str, pair: tuple[str, str]) -> bool:
         for mention in self._mentions:
-            if path == mention.path:
+            start, _, last = mention.path.rpartition(".")
+            listed = last in _LISTING
+            start = start if listed else mention.path
+            if path == start:
                 if not all(_joins(code, *pair) for code in self._codes):
                     return True
-            elif path.startswith(mention.path + "."):
-                if not mention.called and self._reaches(mention.path, path):
+            elif not start or path.startswith(start + "."):
+                if (listed or not mention.called) and self._reaches(start, path):
                     return True
-            elif mention.path.startswith(path + "."):
+            elif start.startswith(path + "."):
                 return True
         return False
 
     def _reaches(self, start: str, path: str) -> bool:
         """Whether code that goes through the module at ``start`` may come to the one at ``path``."""
         here = self._module.get_submodule(start)
-        for depth, name in enumerate(path[len(start) + 1 :].split(".")):
-            if depth and type(here) not in CONTAINERS:  # a block: it is called as a whole, or a part of it by name
-                return name in self._asked
+        names = path[len(start) + 1 if start else 0 :].split(".")
+        for depth, name in enumerate(names):
+            if not (type(here) in CONTAINERS or (depth == 0 and hasattr(here, "__iter__"))):
+                listed = depth == 0 and not _LISTING.isdisjoint(self._asked)
+                return listed or name in self._asked  # a block is called as a whole, or a part of it by name
             if depth >= self._loops:
                 return False
             here = here.get_submodule(name)
