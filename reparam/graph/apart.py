@@ -6,8 +6,8 @@ from torch import nn
 
 from reparam.graph.bytecode import nested, steps
 from reparam.graph.code import code_of
+from reparam.graph.mentions import LISTING
 
-_LISTING: Final = frozenset(("children", "modules", "named_children", "named_modules", "_modules"))
 _GOING_THROUGH: Final = frozenset(("enumerate", "iter", "list", "reversed", "tuple", "zip"))
 _PARTS: Final = ("BINARY_SUBSCR", "BINARY_SLICE", "BINARY_OP", "BUILD_SLICE")
 
@@ -15,7 +15,7 @@ _PARTS: Final = ("BINARY_SUBSCR", "BINARY_SLICE", "BINARY_OP", "BUILD_SLICE")
 def taken_apart(module: nn.Module, name: str) -> bool:
     """Whether the forward of a module indexes a child, goes through it, or names one of its children."""
     child = module._modules[name]
-    known = _LISTING | (set() if child is None else child._modules.keys())
+    known = LISTING | (set() if child is None else child._modules.keys())
     for function in code_of(type(module)).functions:
         for code in nested(function.__code__):
             if name in code.co_names and _in_code(steps(code), name, known):

@@ -9,7 +9,7 @@ from typing import Any, Final
 from torch import nn
 
 from reparam.graph.bytecode import names, strings
-from reparam.graph.mentions import Mention, mentions
+from reparam.graph.mentions import LISTING, Mention, mentions
 
 ENTRY_NAMES: Final = ("forward_", "get_", "extract", "encode", "decode", "features")
 OWN: Final = frozenset(name for name in dir(nn.Module)) | {"forward"}
@@ -193,11 +193,11 @@ def used_by(kind: type, method: str, required: bool = True) -> frozenset[str]:
 
 
 def _used(mention: Mention, required: bool) -> str:
-    """The path up to the module that is called, or of which the weights are read; empty if it is neither."""
+    """The path up to the module that is called, or of which weights or children are read; empty if it is neither."""
     if not (required or mention.called):
         return ""
     path, _, last = mention.path.rpartition(".")
-    return path if last == "forward" or (required and last in TENSORS) else mention.path
+    return path if last == "forward" or last in LISTING or (required and last in TENSORS) else mention.path
 
 
 def _requires_data(function: FunctionType, bound: bool) -> bool | None:

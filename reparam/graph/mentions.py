@@ -10,6 +10,9 @@ from typing import Final, NamedTuple
 
 from reparam.graph.bytecode import LOADS, MOST, nested, steps
 
+LISTING: Final = frozenset(  # what gives all children of a module
+    ("_modules", "children", "items", "modules", "named_children", "named_modules", "values")
+)
 SUBSCRIPTS: Final = ("BINARY_SUBSCR", "[]")  # the second one is the operand of BINARY_OP from Python 3.14 on
 
 

@@ -10,13 +10,10 @@ from torch import nn
 
 from reparam.graph.bytecode import LOADS, MOST, nested, steps
 from reparam.graph.entry_methods import functions_of, methods_of
-from reparam.graph.mentions import mentions
+from reparam.graph.mentions import LISTING, mentions
 
 CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _PLUMBING: Final = ("CACHE", "COPY_FREE_VARS", "EXTENDED_ARG", "MAKE_CELL", "NOP", "PRECALL", "PUSH_NULL", "RESUME")
-_LISTING: Final = frozenset(
-    ("_modules", "children", "items", "modules", "named_children", "named_modules", "values")
-)
 Step = tuple[str, object]
 
 
@@ -43,7 +40,7 @@ class UnreadMethod:
     def _takes_apart(self, path: str, pair: tuple[str, str]) -> bool:
         for mention in self._mentions:
             start, _, last = mention.path.rpartition(".")
-            listed = last in _LISTING
+            listed = last in LISTING
             start = start if listed else mention.path
             if path == start:
                 if not all(_joins(code, *pair) for code in self._codes):
@@ -61,7 +58,7 @@ class UnreadMethod:
         names = path[len(start) + 1 if start else 0 :].split(".")
         for depth, name in enumerate(names):
             if not (type(here) in CONTAINERS or (depth == 0 and hasattr(here, "__iter__"))):
-                listed = depth == 0 and not _LISTING.isdisjoint(self._asked)
+                listed = depth == 0 and not LISTING.isdisjoint(self._asked)
                 return listed or name in self._asked  # a block is called as a whole, or a part of it by name
             if depth >= self._loops:
                 return False
