@@ -361,9 +361,10 @@ def compare(
             errors.append(difference(expected, output))
         except AssertionError as problem:
             errors.append(str(problem).splitlines()[0][:200])
-    if hasattr(model, "forward_features") and entry.library == "timm":
-        with torch.no_grad():
-            errors.append(difference(model.forward_features(inputs[0]), fused.forward_features(inputs[0])))
+    for name in ("forward_features", "forward_intermediates"):
+        if hasattr(model, name) and entry.library == "timm":
+            with torch.no_grad():
+                errors.append(difference(getattr(model, name)(inputs[0]), getattr(fused, name)(inputs[0])))
     lost = sorted(set(dir(model)) - set(dir(fused)) - set(model._modules))
     owners = readers(model)
     unread = {refusal.path: without_folders(str(refusal)) for refusal in plan.left if refusal.rule == "unread"}
@@ -518,11 +519,11 @@ def line(row: dict[str, Any]) -> str:
 INTRODUCTION = """\
 Written by `benchmarks/zoo.py`. One small member of every architecture family of timm that holds a convolution, and
 torchvision's classification, segmentation, detection and video nets, with wide random norm statistics and layer scales.
-*error* is the largest relative difference of any output, `forward_features` included, and below 1e-9. *timm's
-converter* is what `timm.utils.reparameterize_model` leaves (conv + linear, norms); convolutions, norms, and
-convolutions and products of matrices together are never more than it leaves, and than there were. *Calls* are all
-operations of one run that are no views; *read* are the modules owning a convolution or a norm whose forward was read;
-*s* the processor seconds of planning, folding and checking.
+*error* is the largest relative difference of any output, those of `forward_features` and `forward_intermediates`
+included, and below 1e-9. *timm's converter* is what `timm.utils.reparameterize_model` leaves (conv + linear, norms);
+convolutions, norms, and convolutions and products of matrices together are never more than it leaves, and than there
+were. *Calls* are all operations of one run that are no views; *read* are the modules owning a convolution or a norm
+whose forward was read; *s* the processor seconds of planning, folding and checking.
 """
 HEAD = """\
 | net | M params | input | conv + linear | norms | timm's converter | adds | calls | error | read | s |
