@@ -51,6 +51,12 @@ def uncalled(kind: type) -> Mapping[str, frozenset[str]]:
     return _UNCALLED[kind]
 
 
+def all_methods(kind: type) -> Mapping[str, frozenset[str]]:
+    """The forward of a class, and its public methods that take data, with what they use."""
+    public = {name: used_by(kind, name, required) for name, required in _public(kind).items()}
+    return {"forward": used_by(kind, "forward"), **public}
+
+
 def method_with_data(kind: type) -> str:
     """A public method of a class beside its forward that is called with data; empty if there is none."""
     return next((name for name, required in _public(kind).items() if required), "")

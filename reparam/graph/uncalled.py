@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from reparam.graph.arguments import default_arguments
 from reparam.graph.entries import Name, links_among, name_of
-from reparam.graph.entry_methods import uncalled, used_by
+from reparam.graph.entry_methods import all_methods, uncalled
 from reparam.graph.net import Frame, Value
 from reparam.graph.placing import Mode, Place
 from reparam.graph.trace import Trace, trace
@@ -69,9 +69,9 @@ class Uncalled:
         return ""
 
     def _all_methods(self, kind: type) -> Mapping[str, frozenset[str]]:
-        """What the forward of a class uses, which nobody calls, and its other methods."""
+        """What the methods of a class use if nobody calls its forward."""
         if kind not in self._all:
-            self._all[kind] = {"forward": used_by(kind, "forward"), **uncalled(kind)}
+            self._all[kind] = all_methods(kind)
         return self._all[kind]
 
 
