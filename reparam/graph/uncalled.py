@@ -77,27 +77,35 @@ class Uncalled:
 
 @final
 class _Method:
-    """A method that no forward calls: what it does, also for other values of its arguments, as far as that is read."""
+    """A method that no forward calls. It is run for a reading only if its code leaves a doubt."""
 
     def __init__(self, module: nn.Module, path: str, method: str) -> None:
-        spec = default_arguments(module, method)
-        usual = spec if isinstance(spec, Unread) else trace(module, spec, method=method)
-        ways = [usual]
-        if isinstance(usual, Trace):
-            ways += [traced for _, traced in variants(Frame(module, path, usual), method)]
-        self._read = [traced for traced in ways if isinstance(traced, Trace)]
-        self._unread = next((traced for traced in ways if isinstance(traced, Unread) and not traced.raised), None)
-        self._code = None if self._unread is None else UnreadMethod(module, method)
+        self._module, self._path, self._method = module, path, method
+        self._code = UnreadMethod(module, method)
+        self._ways: list[Trace | Unread] | None = None
 
     def apart(self, links: Sequence[tuple[Name, Name]]) -> str:
         """Why not all operations of pairs follow each other; empty if they do."""
-        for traced in self._read:
+        if not self._code.may_take_apart([(_called(first), _called(second)) for first, second in links]):
+            return ""
+        if self._ways is None:
+            self._ways = list(self._read())
+        for traced in self._ways:
+            if isinstance(traced, Unread):
+                return f"may use some of them; it cannot be read: {traced}"
             if traced.doubtful or not all(_joined(way, links) for way in (traced, *traced.otherwise)):
                 return "uses some of them"
-        called = [(_called(first), _called(second)) for first, second in links]
-        if self._code is not None and self._code.may_take_apart(called):
-            return f"may use some of them; it cannot be read: {self._unread}"
         return ""
+
+    def _read(self) -> Iterator[Trace | Unread]:
+        """What it does, also for other values of its arguments, unless it raises an error for these."""
+        spec = default_arguments(self._module, self._method)
+        usual = spec if isinstance(spec, Unread) else trace(self._module, spec, method=self._method)
+        yield usual
+        if isinstance(usual, Trace):
+            for _, traced in variants(Frame(self._module, self._path, usual), self._method):
+                if isinstance(traced, Trace) or not traced.raised:
+                    yield traced
 
 
 def _passed_over(value: Value) -> Iterator[tuple[str, nn.Module]]:

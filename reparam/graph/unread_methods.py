@@ -8,12 +8,13 @@ from typing import Final, final
 
 from torch import nn
 
-from reparam.graph.bytecode import LOADS, MOST, nested, steps
+from reparam.graph.bytecode import LOADS, MOST, names, nested, steps, strings
 from reparam.graph.entry_methods import functions_of, methods_of
 from reparam.graph.mentions import LISTING, mentions
 
 CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _PLUMBING: Final = ("CACHE", "COPY_FREE_VARS", "EXTENDED_ARG", "MAKE_CELL", "NOP", "PRECALL", "PUSH_NULL", "RESUME")
+_GOING_THROUGH: Final = frozenset(("accumulate", "filter", "map", "next", "pop", "reduce", "starmap"))
 Step = tuple[str, object]
 
 
@@ -28,6 +29,8 @@ class UnreadMethod:
         self._mentions = frozenset(mention for code in self._codes for mention in mentions(code))
         self._loops = sum(_loops(code) for code in self._codes)
         self._asked = frozenset(name for code in self._codes for name in _asked_of_others(code))
+        if any("getattr" in names(code) for code in self._codes):
+            self._asked |= frozenset(text for code in self._codes for text in strings(code))
 
     def may_take_apart(self, pairs: Iterable[tuple[str, str]]) -> bool:
         """Whether it may use one module of a pair without the other one.
@@ -55,8 +58,7 @@ class UnreadMethod:
     def _reaches(self, start: str, path: str) -> bool:
         """Whether code that goes through the module at ``start`` may come to the one at ``path``."""
         here = self._module.get_submodule(start)
-        names = path[len(start) + 1 if start else 0 :].split(".")
-        for depth, name in enumerate(names):
+        for depth, name in enumerate(path[len(start) + 1 if start else 0 :].split(".")):
             if not (type(here) in CONTAINERS or (depth == 0 and hasattr(here, "__iter__"))):
                 listed = depth == 0 and not LISTING.isdisjoint(self._asked)
                 return listed or name in self._asked  # a block is called as a whole, or a part of it by name
@@ -68,11 +70,13 @@ class UnreadMethod:
 
 @lru_cache(maxsize=MOST)
 def _loops(code: CodeType) -> int:
-    """How many loops and subscripts stand in a code; a slice of a list gives none of its elements."""
+    """How often a code goes through something, or takes an element of it; a slice of a list gives none of these."""
     found = [step for part in nested(code) for step in steps(part)]
     return sum(
-        name == "GET_ITER" or ((name == "BINARY_SUBSCR" or text == "[]") and found[at - 1][0] != "BUILD_SLICE")
-        for at, (name, _, text) in enumerate(found)
+        name == "GET_ITER"
+        or ((name == "BINARY_SUBSCR" or text == "[]") and found[at - 1][0] != "BUILD_SLICE")
+        or (name.startswith("LOAD_") and value in _GOING_THROUGH)
+        for at, (name, value, text) in enumerate(found)
     )
 
 
@@ -89,14 +93,16 @@ def _asked_of_others(code: CodeType) -> frozenset[str]:
 
 
 def _joins(code: CodeType, first: str, second: str) -> bool:
-    """Whether one child is called on the result of another one alone, wherever either is called."""
+    """Whether one child is called on the result of another one alone, wherever either is mentioned."""
+    if {first, second}.isdisjoint(mention.path for mention in mentions(code)):
+        return True
     found: list[Step] = [
         (name, value) for part in nested(code) for name, value, _ in steps(part) if name not in _PLUMBING
     ]
     root = code.co_varnames[0] if code.co_argcount else None
     firsts, seconds = (_calls(found, root, path.split(".")) for path in (first, second))
     follows = [at for at in seconds if any(_followed(found, start, at, len(second.split("."))) for start in firsts)]
-    return len(follows) == len(seconds) == len(firsts)
+    return 0 < len(follows) == len(seconds) == len(firsts)
 
 
 def _calls(found: list[Step], root: str | None, path: list[str]) -> list[int]:
