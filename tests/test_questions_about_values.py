@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nets import Block, C, call, conv, conv_norm, count, fuse_purely, images, owned, ready, same, stays_right
+from nets import C, call, conv, conv_norm, fuse_purely, images, owned, ready, same, stays_right
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -895,59 +894,3 @@ def test_a_data_class_that_is_made_otherwise() -> None:
     model = ready(type("Net", (Branches,), {"forward": lambda net, x: Twice(net.a(x) + net.b(x))})())
     fused = fuse_purely(model)
     same(lambda x: model(x).mask, lambda x: fused(x).mask, X)
-
-
-@functools.singledispatch
-def weight_of_kind(module: nn.Module) -> float:
-    return 1.0
-
-
-@weight_of_kind.register
-def _(module: nn.BatchNorm2d) -> float:
-    return 2.0
-
-
-class Asking(nn.Module):
-    """What its forward does depends on the classes of children, or on what these hold."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.c, self.n, self.block = conv(3), nn.BatchNorm2d(C), Block()
-
-    @functools.singledispatchmethod
-    def factor(self, module: nn.Module) -> float:
-        return 1.0
-
-    @factor.register
-    def _(self, module: nn.BatchNorm2d) -> float:
-        return 2.0
-
-
-WAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {
-    "singledispatch": lambda net, x: net.n(net.c(x)).relu() * weight_of_kind(net.n),
-    "singledispatchmethod": lambda net, x: net.n(net.c(x)).relu() * net.factor(net.n),
-    "_parameters": lambda net, x: net.n(net.c(x)).relu() * (1 if net.c._parameters.get("bias") is None else 3),
-    "_buffers": lambda net, x: net.n(net.c(x)).relu() * (3 if "running_mean" in net.n._buffers else 1),
-    "children": lambda net, x: net.block(x).relu() * len(list(net.block.children())),
-    "named_children": lambda net, x: net.block(x).relu() * len(dict(net.block.named_children())),
-    "modules": lambda net, x: net.block(x).relu() * sum(isinstance(m, nn.Conv2d) for m in net.block.modules()),
-    "parameters": lambda net, x: net.block(x).relu() * sum(p.numel() for p in net.block.parameters()),
-    "callable input": lambda net, x: net.block(x).relu() if callable(x) else net.block(x).tanh(),
-    "callable child": lambda net, x: net.block(x).relu() if callable(net.block) else net.block(x).tanh(),
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_what_children_hold_and_are(way: str) -> None:
-    stays_right(type("Net", (Asking,), {"forward": WAYS[way]})())
-
-
-def test_going_through_ones_own_children_prevents_nothing() -> None:
-    def forward(net: Any, x: Tensor) -> Tensor:
-        for child in (*net.block.children(), *[child for _, child in net.named_children()][:0]):
-            x = child(x)
-        return net._modules["n"](net._modules["c"](x)).relu()
-
-    fused = fuse_purely(model := ready(type("Net", (Asking,), {"forward": forward})()))
-    same(model, fused, X)
-    assert count(fused, X)["norm"] == 1

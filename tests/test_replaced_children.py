@@ -11,8 +11,6 @@ import torch
 from nets import C, call, conv, conv_norm, fuse_purely, images, owned, ready, same, stays_right
 from torch import Tensor, nn
 
-import reparam
-
 
 class Chain(nn.Module):
     """A convolution and its norm, the first reached by `reach`."""
@@ -319,86 +317,3 @@ def test_a_method_that_takes_its_input_by_keyword() -> None:
     fused = fuse_purely(model)
     same(model, fused, images())
     same(model.other, fused.other, x=images())
-
-
-class Functions(nn.Module):
-    """Functions that it keeps use what is in it."""
-
-    def __init__(self, use: Callable[[Any], Callable[..., Any]], forward: Callable[[Any, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.n = conv_norm(3), conv_norm(1), conv(3), nn.BatchNorm2d(C)
-        self.start, self.way = nn.Identity(), forward
-        self.__dict__["function"] = use(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.way(self, self.start(x))
-
-
-def chained(net: Any, x: Tensor) -> Tensor:
-    return torch.relu(net.n(net.c(x)))
-
-
-def summed(net: Any, x: Tensor) -> Tensor:
-    return torch.relu(net.a(x) + net.b(x))
-
-
-def as_default(net: Any) -> Callable[..., Any]:
-    return lambda x, convolution=net.c: convolution(x)
-
-
-def in_place(*arguments: Any, **options: Any) -> tuple[nn.Module, nn.Module]:
-    """Two equal nets, of which the second is fused itself, as its functions do not go along with a copy."""
-    nets = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        nets.append(ready(Functions(*arguments, **options)))
-    return nets[0], reparam.fuse(nets[1], inplace=True)
-
-
-@pytest.mark.parametrize(
-    ("use", "forward"),
-    [
-        (lambda net: lambda x: net.c(x), chained),
-        (as_default, chained),
-        (lambda net: lambda x: net.n(x), lambda net, x: torch.relu(net.n(net.function(net.c(x))))),
-        (lambda net: functools.partial(lambda x: net.c(x)), chained),
-        (lambda net: lambda x: net.a(x) - net.b(x), summed),
-        (lambda net: lambda x: net.a(x) + net.b(x), lambda net, x: torch.relu(net.function(x))),
-    ],
-)
-def test_functions_that_use_children(use: Any, forward: Any) -> None:
-    model, fused = in_place(use, forward)
-    x = images()
-    same(model, fused, x)
-    same(model.function, fused.function, x)  # type: ignore[arg-type]
-
-
-def scaling(net: Any) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any) -> None:
-        net.n.weight.data.mul_(1.5)
-
-    return hook
-
-
-class Scales(Functions):
-    def scale(self, module: nn.Module, args: Any) -> None:
-        self.n.weight.data.mul_(1.5)
-
-
-@pytest.mark.parametrize("kind", [scaling, lambda net: net.scale], ids=["closure", "method"])
-def test_a_hook_that_changes_the_weights_of_another_module(kind: Callable[[Any], Any]) -> None:
-    nets = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        nets.append(ready(Scales(lambda net: None, chained)))
-        nets[-1].start.register_forward_pre_hook(kind(nets[-1]))
-    model, fused = nets[0], reparam.fuse(nets[1], inplace=True)
-    for _ in range(2):
-        same(model, fused, images())
-
-
-def test_a_hook_that_records_what_it_sees_prevents_nothing() -> None:
-    seen: list[Any] = []
-    model = ready(Functions(lambda net: None, summed))
-    model.start.register_forward_hook(lambda module, args, result: seen.append(result))
-    assert owned(fuse_purely(model))["convs"] == 2

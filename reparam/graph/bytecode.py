@@ -1,7 +1,6 @@
 """What stands in the code of functions: instructions, names, and the functions within."""
 
 import dis
-import itertools
 from collections.abc import Iterator
 from functools import lru_cache
 from types import CodeType
@@ -45,15 +44,3 @@ def steps(code: CodeType) -> list[tuple[str, Any, str]]:
         else:
             found.append((one.opname, one.argval, one.argrepr))
     return found
-
-
-@lru_cache(maxsize=MOST)
-def asked_of_others(code: CodeType) -> frozenset[str]:
-    """Names of attributes that a code reads of something else than its first argument."""
-    root = code.co_varnames[0] if code.co_argcount else None
-    found = [step for part in nested(code) for step in steps(part)]
-    return frozenset(
-        str(name)
-        for (load, value, _), (asks, name, _) in itertools.pairwise(found)
-        if asks in ("LOAD_ATTR", "LOAD_METHOD") and not (load.startswith(LOADS) and value == root)
-    )

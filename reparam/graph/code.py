@@ -1,9 +1,7 @@
 """What the code of a forward contains, and that of the methods and functions which it calls."""
 
 import dis
-import functools
-import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType, FrameType, FunctionType
@@ -11,14 +9,13 @@ from typing import Any, Final, final
 
 from torch import nn
 
-from reparam.graph.bytecode import MOST, asked_of_others, has, names, nested, steps
+from reparam.graph.bytecode import MOST, has, nested, steps
 from reparam.graph.entry_methods import functions_of, methods_of
 
 CATCHES: Final = "its forward catches errors"
 ASKS_NONE: Final = "its forward asks whether a part of its input is None"
 COMPARES: Final = "its forward asks whether two values are one object"
 CHANGES: Final = frozenset(("append", "appendleft", "extend", "insert", "update", "setdefault", "pop", "clear"))
-REGISTRIES: Final = frozenset(("_parameters", "_buffers"))
 MATCHES: Final = "its forward matches values by their classes"
 NONE_TESTS: Final = tuple(name for name in dis.opmap if name == "IS_OP" or name.endswith("_NONE"))
 _WRITES: Final = ("STORE_SUBSCR", "DELETE_SUBSCR", "BINARY_OP")
@@ -35,9 +32,7 @@ class Code:
         doubtful: why another way may be taken through it than one reading shows; empty if none.
         catching: of the codes that catch errors and go on, the instructions between which they do.
         asks_none: whether it is asked of something else than an attribute of the module, or an argument, if it is None.
-        asks_class: whether the attribute ``__class__`` of something else than the module is read, or the class of an
-            argument decides which function is called.
-        opens: whether ``_parameters`` or ``_buffers`` of something else than the module are read.
+        asks_class: whether the attribute ``__class__`` of something else than the module is read.
         written: names of global variables that are set, with the variables of their file.
         named: names of global variables that are read, alike.
     """
@@ -47,12 +42,11 @@ class Code:
     catching: Mapping[CodeType, tuple[tuple[int, int], ...]]
     asks_none: bool
     asks_class: bool
-    opens: bool
     written: tuple[tuple[dict[str, Any], str], ...]
     named: tuple[tuple[dict[str, Any], str], ...]
 
 
-NOTHING: Final = Code((), "", {}, asks_none=False, asks_class=False, opens=False, written=(), named=())
+NOTHING: Final = Code((), "", {}, asks_none=False, asks_class=False, written=(), named=())
 
 
 def forget_code() -> None:
@@ -71,10 +65,9 @@ def code_of(kind: type, method: str = "forward") -> Code:
         catching = {code: _caught(code) for _, code in codes if code.co_exceptiontable and _swallows(code)}
         written = tuple((f.__globals__, name) for f, code in codes for name in _set_globals(code))
         named = tuple((f.__globals__, name) for f, code in codes for name in code.co_names if name in f.__globals__)
-        asks = any(_asks_class(code) for _, code in codes) or _dispatches(kind, functions)
-        opens = any(not REGISTRIES.isdisjoint(asked_of_others(f.__code__)) for f in functions)
+        asks = any(_asks_class(code) for _, code in codes)
         nothing = any(_asks_none(code) for _, code in codes)
-        _CODES[key] = Code(functions, doubtful, catching, nothing, asks, opens, written, named)
+        _CODES[key] = Code(functions, doubtful, catching, nothing, asks, written, named)
     return _CODES[key]
 
 
@@ -181,18 +174,6 @@ def _asks_class(code: CodeType) -> bool:
     found = steps(code)
     asked = (at for at, (name, value, _) in enumerate(found) if name == "LOAD_ATTR" and value == "__class__")
     return any(at and found[at - 1][1] not in ("self", *code.co_varnames[:1]) for at in asked)
-
-
-def _dispatches(kind: type, functions: Iterable[FunctionType]) -> bool:
-    """Whether functions call one that ``functools.singledispatch`` made, or such a method of a class."""
-    for function in functions:
-        for name in names(function.__code__):
-            called = function.__globals__.get(name)
-            if isinstance(called, FunctionType) and hasattr(called, "dispatch") and hasattr(called, "registry"):
-                return True
-            if isinstance(inspect.getattr_static(kind, name, None), functools.singledispatchmethod):
-                return True
-    return False
 
 
 @lru_cache(maxsize=MOST)

@@ -1,7 +1,7 @@
-"""Modules that attributes hold beside the registries of torch: in lists, partial functions, bound methods, closures.
+"""Modules that attributes hold beside the registries of torch: in lists, partial functions, bound methods.
 
 A module that is replaced is replaced where it is registered. A forward that reaches it through a plain list would go on
-calling the old one, and a function that runs as a hook would go on changing its weights.
+calling the old one.
 """
 
 import functools
@@ -9,19 +9,15 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
-from enum import Enum
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
 
-from reparam.graph.contents import OWN, content
-from reparam.graph.mentions import mentions_of
-from reparam.graph.used import join
+from reparam.graph.contents import OWN
 
 DEEPEST: Final = 4  # containers and objects within each other
-HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 PLAIN: Final = frozenset(
     (
         type(None),
@@ -32,6 +28,7 @@ PLAIN: Final = frozenset(
         str,
         bytes,
         type,
+        FunctionType,
         BuiltinFunctionType,
         ModuleType,
         torch.dtype,
@@ -43,107 +40,51 @@ PLAIN: Final = frozenset(
 )
 
 
-class How(Enum):
-    """How a module is held."""
-
-    ITSELF = "the module"
-    METHOD = "a method of the module"
-    FUNCTION = "a function that uses the module"
-
-
 @final
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Modules that are held outside of ``_modules``, by identity, each with what holds it.
+    """Modules that are held outside of ``_modules``, by identity, each with the attribute that holds it.
 
     Args:
         modules: those that are held themselves.
         bound: those of which a method is held.
-        used: those that a hook, or another function that is held, uses and may change.
     """
 
     modules: Mapping[int, str]
     bound: Mapping[int, str]
-    used: Mapping[int, str]
 
 
 def held_modules(model: nn.Module) -> Held:
     """What the attributes of the modules of a model hold; takes time linear in what they hold."""
     modules: dict[int, str] = {}
     bound: dict[int, str] = {}
-    used: dict[int, str] = {}
     seen: set[int] = set()
     for path, module in model.named_modules():
         for name, value in module.__dict__.items():
-            if type(value) in PLAIN or (name in OWN and (not value or name not in HOOKS)):
+            if type(value) in PLAIN or name in OWN:
                 continue
-            values = [*value.values(), *map(_in_hook, value.values())] if name in HOOKS else [value]
-            where = f"a hook of {path or 'the model'}" if name in HOOKS else f"the attribute {join(path, name)}"
-            for found, held in _modules_in(values, seen):
+            for found, method in _modules_in(value, seen):
+                where = f"{path}.{name}" if path else name
                 modules.setdefault(id(found), where)
-                if held is How.METHOD:
+                if method:
                     bound.setdefault(id(found), where)
-                if held is How.FUNCTION or name in HOOKS:
-                    used.setdefault(id(found), where)
-    return Held(modules, bound, used)
+    return Held(modules, bound)
 
 
-def _modules_in(values: list[Any], seen: set[int]) -> Iterator[tuple[nn.Module, How]]:
-    """Modules that values hold, and how."""
-    level = values
+def _modules_in(value: Any, seen: set[int]) -> Iterator[tuple[nn.Module, bool]]:
+    """Modules that a value holds, and whether it holds a method of them."""
+    level = [value]
     for _ in range(DEEPEST + 1):
         below: list[Any] = []
         for item in level:
             if isinstance(item, nn.Module):
-                yield item, How.ITSELF
+                yield item, False
             elif isinstance(item, MethodType) and isinstance(item.__self__, nn.Module):
-                yield item.__self__, How.METHOD
-            elif isinstance(item, FunctionType):
-                kept = _kept(item)
-                yield from _in_code(item.__code__, kept)
-                below += (part for part in kept.values() if not isinstance(part, nn.Module))
+                yield item.__self__, True
             elif id(item) not in seen and not isinstance(item, Tensor | type):
                 seen.add(id(item))
                 below += (part for part in _parts(item) if type(part) not in PLAIN)
         level = below
-
-
-def _in_hook(hook: Any) -> list[nn.Module]:
-    """Modules that a hook uses which is a method of a module."""
-    if not isinstance(hook, MethodType) or not isinstance(hook.__func__, FunctionType):
-        return []
-    code = hook.__func__.__code__
-    return [module for module, _ in _in_code(code, {code.co_varnames[0]: hook.__self__})] if code.co_argcount else []
-
-
-def _in_code(code: CodeType, kept: Mapping[str, Any]) -> Iterator[tuple[nn.Module, How]]:
-    """Modules among the variables of a code that it uses, and those below them."""
-    for name, value in kept.items():
-        if not isinstance(value, nn.Module):
-            continue
-        found = mentions_of(code, [name])
-        if not found:
-            yield value, How.FUNCTION
-        for mention in found:
-            here: nn.Module = value
-            for part in mention.path.split("."):
-                below = here._modules.get(part)
-                if below is None:
-                    is_method = callable(getattr(type(here), part, None))
-                    yield here, How.METHOD if is_method else How.FUNCTION
-                    break
-                here = below
-            else:
-                yield here, How.FUNCTION
-
-
-def _kept(function: FunctionType) -> dict[str, Any]:
-    """What a function keeps in variables of its closure, and as defaults of its arguments."""
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    defaults = function.__defaults__ or ()
-    kept = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True)) | (function.__kwdefaults__ or {})
-    return kept | {name: value for name, cell in cells if (value := content(cell)) is not cell}
 
 
 def _parts(value: Any) -> Iterator[Any]:

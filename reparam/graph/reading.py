@@ -39,7 +39,6 @@ def traced_builtins(opens: bool, numbers: bool) -> Iterator[None]:
         numbers: whether numbers and tensors that are made of traced sizes are traced, too.
     """
     plain_len, plain_isinstance, plain_max, plain_min = builtins.len, builtins.isinstance, builtins.max, builtins.min
-    plain_callable = builtins.callable
 
     def traced_len(value: Any) -> Any:
         if type(value) is not Traced:
@@ -61,20 +60,12 @@ def traced_builtins(opens: bool, numbers: bool) -> Iterator[None]:
             ACTIVE[-1].on_kind(value, kinds, answer)
         return answer
 
-    def traced_callable(value: Any) -> bool:
-        if type(value) is Traced:
-            if value.node.op == "placeholder" and asked_by_user(2):
-                ACTIVE[-1].on_question(value.node, None)
-            return False
-        return plain_callable(value)
-
     wrapped = [
         (scope, name, scope[name])
         for (_, name), scope in torch.fx._symbolic_trace._wrapped_fns_to_patch.items()
         if not opens and plain_isinstance(scope.get(name), FunctionType)
     ]
     builtins.len, builtins.isinstance = traced_len, traced_isinstance
-    builtins.callable = traced_callable  # type: ignore[assignment]
     builtins.max, builtins.min = _one_operation(plain_max), _one_operation(plain_min)
     for scope, name, function in wrapped:
         scope[name] = _one_operation(function)
@@ -82,7 +73,7 @@ def traced_builtins(opens: bool, numbers: bool) -> Iterator[None]:
         with _made_of_sizes() if numbers else nullcontext():
             yield
     finally:
-        builtins.len, builtins.isinstance, builtins.callable = plain_len, plain_isinstance, plain_callable
+        builtins.len, builtins.isinstance = plain_len, plain_isinstance
         builtins.max, builtins.min = plain_max, plain_min
         for scope, name, function in wrapped:
             scope[name] = function
@@ -236,15 +227,6 @@ def reading() -> Iterator[None]:
 
         return listed
 
-    children_of = nn.Module.named_children
-
-    def traced_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-        for name, child in children_of(module):
-            if ACTIVE:
-                ACTIVE[-1].on_read(module, name, child)
-            yield name, child
-
-    nn.Module.named_children = traced_children  # type: ignore[method-assign,assignment]
     for name in listing:
         setattr(nn.Module, name, traced_listing(name))
     nn.Module.__call__, nn.Module.__getattr__ = traced_call, traced_getattr  # type: ignore[method-assign]
@@ -269,7 +251,6 @@ def reading() -> Iterator[None]:
         for name, function in asked_modes.items():
             setattr(torch, name, function)
         nn.utils.stateless._functional_call = functional_call
-        nn.Module.named_children = children_of  # type: ignore[method-assign]
         for name, function in listing.items():
             setattr(nn.Module, name, function)
         for kind, check in rank_checks.items():

@@ -68,8 +68,6 @@ class Limits:
         module = value.module
         if module is not None and self.options.excludes(value.path, module):
             return EXCLUDED
-        if module is not None and id(module) in self._held.used:
-            return f"{self._held.used[id(module)]} uses the module"
         if module is not None and value.path in self._read_by_unread:
             return f"its parameters are read by the forward of {self._read_by_unread[value.path]}"
         if self._changing and any(id(tensor) in self._changing for tensor in value.tensors()):
@@ -92,14 +90,14 @@ class Limits:
         if value.module is None or value.shared or value.frame.repeated or calls[id(value.module)] > 1:
             return "the module is called in several places"
         if id(value.module) in self._held.modules:
-            return f"{self._held.modules[id(value.module)]} holds the module, too"
+            return f"the attribute {self._held.modules[id(value.module)]} holds the module, too"
         return self.movable(value)
 
     def _container(self, frame: Frame, calls: Counter[int]) -> str:
         if hooks(frame.module) or frame.repeated or calls[id(frame.module)] > 1:
             return "the module has hooks or is called in several places"
         if id(frame.module) in self._held.modules:
-            return f"{self._held.modules[id(frame.module)]} holds the module, too"
+            return f"the attribute {self._held.modules[id(frame.module)]} holds the module, too"
         if frame.trace.modes:
             return "its forward changes the autocast or gradient mode"
         if frame.trace.typed and self._depends_on_options(frame):
@@ -135,7 +133,7 @@ class Limits:
                     return f"{min(other)} of {around.path or 'the model'} can be called by itself"
                 steps.setdefault(around, {})[node] = None
                 node, around = around.call, around.parent
-        in_part = self._uncalled.using_a_part(values, steps) or self._parting(values)
+        in_part = self._uncalled.using_a_part(values, steps)
         if in_part:
             return in_part
         for frame, nodes in steps.items():
@@ -151,13 +149,6 @@ class Limits:
             if apart:
                 return apart
         return ""
-
-    def _parting(self, values: Iterable[Value]) -> str:
-        """A module that a function uses, of which some of the values are inside and others are not."""
-        used = self._held.used
-        inside = [{id(f.module) for f in value.frame.upwards() if id(f.module) in used} for value in values if used]
-        parted = [module for modules in inside for module in modules if not all(module in other for other in inside)]
-        return next((f"{used[module]} uses some of them" for module in parted), "")
 
     def _is_exposed(self, values: Iterable[Value], covered: Iterable[Value], where: Place) -> str:
         """A forward that reads parameters of what vanishes, and that goes on doing so."""
@@ -190,7 +181,7 @@ class Limits:
         if frame.repeated:
             return "its module is called in several places"
         if id(frame.module) in self._held.bound:
-            return f"{self._held.bound[id(frame.module)]} holds a method of its module"
+            return f"the attribute {self._held.bound[id(frame.module)]} holds a method of its module"
         if frame.trace.modes:
             return "its forward changes the autocast or gradient mode"
         if frame.trace.specialised:

@@ -224,8 +224,6 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
                     result = call_as_users_do(module, method, values)
                 tracer.returning = True
                 output = tracer.create_arg(result)
-                if code.opens:
-                    tracer.on_opened(module)
             finally:
                 ACTIVE.pop()
             tracer.graph.output(output)

@@ -228,15 +228,6 @@ class Tracer(fx.Tracer):
         if not name.startswith("_constant") and not value.is_meta:
             self.before[name] = (value, value.detach().clone())
 
-    def on_opened(self, module: nn.Module) -> None:
-        """Take all tensors below a module for read, as its forward goes around the modules that hold them."""
-        for path, child in module.named_modules():
-            for name, value in (*child._parameters.items(), *child._buffers.items()) if path else ():
-                if value is None:
-                    self.on_lack(child, name)
-                else:
-                    self.on_read(child, name, value)
-
     def on_write(self, module: nn.Module, name: str, value: Any) -> None:
         """Stop where the forward changes a module below, if only for a while: that then does something else."""
         path = self.path(module)

@@ -1,5 +1,6 @@
 """Whether a method that cannot be read calls children one after the other, as the forward does, from its code alone."""
 
+import itertools
 from collections.abc import Iterable
 from functools import lru_cache
 from types import CodeType
@@ -7,7 +8,7 @@ from typing import Final, final
 
 from torch import nn
 
-from reparam.graph.bytecode import LOADS, MOST, asked_of_others, names, nested, steps, strings
+from reparam.graph.bytecode import LOADS, MOST, names, nested, steps, strings
 from reparam.graph.entry_methods import functions_of, methods_of
 from reparam.graph.mentions import LISTING, mentions
 
@@ -27,7 +28,7 @@ class UnreadMethod:
         self._codes = [function.__code__ for function in functions]
         self._mentions = frozenset(mention for code in self._codes for mention in mentions(code))
         self._loops = sum(_loops(code) for code in self._codes)
-        self._asked = frozenset(name for code in self._codes for name in asked_of_others(code))
+        self._asked = frozenset(name for code in self._codes for name in _asked_of_others(code))
         if any("getattr" in names(code) for code in self._codes):
             self._asked |= frozenset(text for code in self._codes for text in strings(code))
 
@@ -76,6 +77,18 @@ def _loops(code: CodeType) -> int:
         or ((name == "BINARY_SUBSCR" or text == "[]") and found[at - 1][0] != "BUILD_SLICE")
         or (name.startswith("LOAD_") and value in _GOING_THROUGH)
         for at, (name, value, text) in enumerate(found)
+    )
+
+
+@lru_cache(maxsize=MOST)
+def _asked_of_others(code: CodeType) -> frozenset[str]:
+    """Names of attributes that a code reads of something else than its first argument."""
+    root = code.co_varnames[0] if code.co_argcount else None
+    found = [step for part in nested(code) for step in steps(part)]
+    return frozenset(
+        str(name)
+        for (load, value, _), (asks, name, _) in itertools.pairwise(found)
+        if asks in ("LOAD_ATTR", "LOAD_METHOD") and not (load.startswith(LOADS) and value == root)
     )
 
 
