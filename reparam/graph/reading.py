@@ -16,6 +16,7 @@ from reparam.graph.beside import forget_state
 from reparam.graph.callers import asked_by_user
 from reparam.graph.code import forget_code
 from reparam.graph.entry_methods import forget_classes
+from reparam.graph.going_through import noting_all
 from reparam.graph.proxy import PLAIN, Traced, has_traced, kind_of_plain
 from reparam.graph.signatures import forget_signatures
 from reparam.graph.tracer import Tracer
@@ -230,12 +231,16 @@ def reading() -> Iterator[None]:
 
     def traced_listing(name: str) -> Callable[..., Iterator[tuple[str, Tensor]]]:
         def listed(module: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+            found: set[int] = set()
             for path, value in listing[name](module, *args, **kwargs):
+                found.add(id(value))
                 if ACTIVE and name == "named_parameters":
                     ACTIVE[-1].on_listed(module, path, value)
                 elif ACTIVE:  # a module that is fused may have no buffer left
                     ACTIVE[-1].on_read(module, path, value)
                 yield path, value
+            if ACTIVE and name == "named_parameters":
+                ACTIVE[-1].going_through.note_parameters(module, found)
 
         return listed
 
@@ -254,7 +259,7 @@ def reading() -> Iterator[None]:
     for name, assertion in checks.items():
         setattr(torch, name, _unless_asserted(assertion))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), noting_all(ACTIVE):
             warnings.simplefilter("ignore")  # what a user's forward warns about was said when it first ran
             yield
     finally:
