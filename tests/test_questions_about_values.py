@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -894,3 +895,91 @@ def test_a_data_class_that_is_made_otherwise() -> None:
     model = ready(type("Net", (Branches,), {"forward": lambda net, x: Twice(net.a(x) + net.b(x))})())
     fused = fuse_purely(model)
     same(lambda x: model(x).mask, lambda x: fused(x).mask, X)
+
+
+@functools.singledispatch
+def gain(value: Any) -> float:
+    return 1.0
+
+
+@gain.register
+def _(value: nn.Conv2d) -> float:
+    return 2.0
+
+
+@gain.register
+def _(value: nn.BatchNorm2d) -> float:
+    return 3.0
+
+
+@gain.register
+def _(value: nn.Identity) -> float:
+    return 5.0
+
+
+@gain.register
+def _(value: nn.Sequential) -> float:
+    return 7.0
+
+
+@gain.register
+def _(value: Tensor) -> float:
+    return 11.0
+
+
+class DispatchesOnAChild(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.a(x) + self.b(x)).relu() * gain(self.a) + gain(self.b)
+
+
+class DispatchesOnANorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.n = conv(3), nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.n(self.c(x)).relu() * gain(self.n)
+
+
+class DispatchesOnTheInput(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.a(x) + self.b(x)).relu() * gain(x)
+
+
+class DispatchesInAMethod(DispatchesOnANorm):
+    @functools.singledispatchmethod
+    def shift(self, value: nn.Module) -> float:
+        return 1.0
+
+    @shift.register
+    def _(self, value: nn.BatchNorm2d) -> float:
+        return 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.n(self.c(x)).relu() + self.shift(self.n)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [DispatchesOnAChild, DispatchesOnANorm, DispatchesOnTheInput, DispatchesInAMethod],
+    ids=lambda net: net.__name__,
+)
+def test_functions_that_dispatch_on_the_class_of_their_argument(net: type[nn.Module]) -> None:
+    stays_right(net())
+
+
+class AsksWhetherTheInputIsCalled(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x) + self.b(x)
+        return y * 2 if callable(x) or isinstance(x, Callable) else y.relu()
+
+
+class TakesAFunction(Two):
+    def forward(self, x: Tensor, after: Any = None) -> Tensor:
+        y = self.a(x) + self.b(x)
+        return after(y) if callable(after) else y
+
+
+def test_whether_an_input_can_be_called() -> None:
+    stays_right(AsksWhetherTheInputIsCalled())
+    stays_right(TakesAFunction(), call(images()), call(images(), torch.relu))

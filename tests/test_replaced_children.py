@@ -34,7 +34,13 @@ HOLDERS = {
     "partial": (lambda m: functools.partial(m.c), lambda m, x: m.held(x)),
     "bound method": (lambda m: m.c.forward, lambda m, x: m.held(x)),
     "attribute": (lambda m: m.c, lambda m, x: m.held(x)),
+    "closure": (lambda m: (lambda c: lambda x: c(x))(m.c), lambda m, x: m.held(x)),
+    "closure over the module": (lambda m: lambda x: m.c(x), lambda m, x: m.held(x)),
+    "closure over a list": (lambda m: (lambda cs: lambda x: cs[0](x))([m.c]), lambda m, x: m.held(x)),
+    "default": (lambda m: lambda x, c=m.c: c(x), lambda m, x: m.held(x)),
+    "functions in a list": (lambda m: [lambda x: m.c(x)], lambda m, x: m.held[0](x)),
 }
+COPIED = [holder for holder in HOLDERS if not holder.startswith(("closure", "default", "functions"))]
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
@@ -77,8 +83,21 @@ def test_a_block_that_is_held_elsewhere(holder: str) -> None:
             return HOLDERS[holder][1](self, x).relu()
 
     fused = stays_right(Around())
-    if holder != "bound method":
+    if holder in COPIED and holder != "bound method":
         assert owned(fused.odd) == {"convs": 1, "linears": 0, "norms": 0}
+
+
+def test_a_function_that_reads_nothing_of_its_module_does_not_stop_fusing() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.n, self.gain = conv(3), nn.BatchNorm2d(C), 0.5
+            self.scale = lambda x: x * self.gain
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale(self.n(self.c(x)).relu())
+
+    assert owned(stays_right(Scaled()).odd) == {"convs": 1, "linears": 0, "norms": 0}
 
 
 def test_a_tap_in_a_list() -> None:
@@ -164,9 +183,7 @@ class InComprehension(Reads):
         return sum(m(x).relu() * m.gain for m in [self.k])
 
 
-@pytest.mark.parametrize(
-    "kind", [ClassAttribute, OrDefault, Property, Method, HasMethod, HasChild, InComprehension]
-)
+@pytest.mark.parametrize("kind", [ClassAttribute, OrDefault, Property, Method, HasMethod, HasChild, InComprehension])
 def test_a_parent_reads_more_of_a_child_than_its_result(kind: type[nn.Module]) -> None:
     assert owned(stays_right(kind()).odd) == {"convs": 1, "linears": 0, "norms": 0}
 
@@ -317,3 +334,89 @@ def test_a_method_that_takes_its_input_by_keyword() -> None:
     fused = fuse_purely(model)
     same(model, fused, images())
     same(model.other, fused.other, x=images())
+
+
+class Chained(nn.Module):
+    """A chain of which its forward looks at more than the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.n = conv(3), nn.BatchNorm2d(C)
+
+
+class Nested(nn.Module):
+    """A chain and a block with two branches, of which its forward looks at more than their results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k, self.w = conv_norm(3), Activated()
+
+
+class Activated(Wide):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu() + x
+
+
+REGISTRIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a bias is missing": lambda m, y: y * (2 if m.c._parameters.get("bias") is None else 1),
+    "a weight": lambda m, y: y * m.c._parameters["weight"].mean(),
+    "a weight by names alone": lambda m, y: y * m._modules["c"]._parameters["weight"].mean(),
+    "a statistic": lambda m, y: y + m.n._buffers["running_mean"].view(-1, 1, 1),
+    "the number of buffers": lambda m, y: y * len(m.n._buffers),
+}
+ATTRIBUTES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "by name": lambda m, x: m.n(m.c(x)).relu() * m.n.__dict__["eps"],
+    "through vars": lambda m, x: m.n(m.c(x)).relu() * (2 if "affine" in vars(m.n) else 1),
+}
+THROUGH_ALL: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "number of children": lambda m, y: y * len(list(m.w.children())),
+    "names of children": lambda m, y: y * len(dict(m.w.named_children())),
+    "number of modules": lambda m, y: y * len(list(m.w.modules())),
+    "number of all modules": lambda m, y: y * sum(1 for _ in m.modules()),
+    "number of norms": lambda m, y: y * sum(isinstance(k, nn.BatchNorm2d) for k in m.modules()),
+    "number of parameters": lambda m, y: y * len(list(m.parameters())),
+    "keys of the state": lambda m, y: y * len(m.k.state_dict()),
+    "length of a chain": lambda m, y: y * len(m.k),
+    "last of a chain": lambda m, y: y * (2 if isinstance(m.k[-1], nn.BatchNorm2d) else 1),
+    "registry of a block": lambda m, y: y * len(m.w._modules),
+}
+
+
+@pytest.mark.parametrize("how", REGISTRIES)
+def test_a_forward_looks_into_the_registries_of_a_child(how: str) -> None:
+    net = type("Net", (Chained,), {"forward": lambda m, x: REGISTRIES[how](m, m.n(m.c(x)).relu())})
+    stays_right(net())
+
+
+@pytest.mark.parametrize("how", ATTRIBUTES)
+def test_a_forward_looks_into_the_attributes_of_a_child(how: str) -> None:
+    stays_right(type("Net", (Chained,), {"forward": ATTRIBUTES[how]})())
+
+
+@pytest.mark.parametrize("how", THROUGH_ALL)
+def test_a_forward_goes_through_all_of_a_child(how: str) -> None:
+    net = type("Net", (Nested,), {"forward": lambda m, x: THROUGH_ALL[how](m, m.w(m.k(x)).relu())})
+    stays_right(net())
+
+
+def test_a_forward_goes_through_all_of_a_child_further_down() -> None:
+    class Around(Nested):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.w(self.k(x)).relu() * len(list(self.w.children()))
+
+    assert owned(stays_right(nn.Sequential(Around(), nn.BatchNorm2d(C), conv(1))).odd)["convs"] <= 4
+
+
+@pytest.mark.parametrize("children", [lambda m: m.children(), lambda m: m._modules.values(), lambda m: iter(m.k)])
+def test_calling_all_children_in_turn_does_not_stop_fusing(children: Callable[[Any], Any]) -> None:
+    class InTurn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.k = conv_norm(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for child in children(self):
+                x = child(x)
+            return x.relu()
+
+    assert owned(stays_right(InTurn()).odd) == {"convs": 1, "linears": 0, "norms": 0}

@@ -50,6 +50,12 @@ def is_asked_for() -> bool:
     return asked_by_user(3) and not name.startswith(("LOAD_ATTR", "LOAD_METHOD"))
 
 
+def is_read_as_attribute() -> bool:
+    """Whether the code of a user reads an attribute by name, and no function of another language does."""
+    frame = sys._getframe(2)
+    return asked_by_user(3) and dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith("LOAD_ATTR")
+
+
 def is_spelled() -> bool:
     """Whether text is made of a value in the code of a user, and not only for a message that is raised or printed."""
     frame = sys._getframe(2)

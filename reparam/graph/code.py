@@ -1,16 +1,18 @@
 """What the code of a forward contains, and that of the methods and functions which it calls."""
 
 import dis
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, Final, final
 
 from torch import nn
 
-from reparam.graph.bytecode import MOST, has, nested, steps
-from reparam.graph.entry_methods import functions_of, methods_of
+from reparam.graph.bytecode import MOST, has, names, nested, steps
+from reparam.graph.contents import content
+from reparam.graph.entry_methods import STANDARD, functions_of, methods_of
 
 CATCHES: Final = "its forward catches errors"
 ASKS_NONE: Final = "its forward asks whether a part of its input is None"
@@ -32,7 +34,8 @@ class Code:
         doubtful: why another way may be taken through it than one reading shows; empty if none.
         catching: of the codes that catch errors and go on, the instructions between which they do.
         asks_none: whether it is asked of something else than an attribute of the module, or an argument, if it is None.
-        asks_class: whether the attribute ``__class__`` of something else than the module is read.
+        asks_class: whether the attribute ``__class__`` of something else than the module is read, or a function is
+            called that looks at the class of its argument.
         written: names of global variables that are set, with the variables of their file.
         named: names of global variables that are read, alike.
     """
@@ -65,7 +68,7 @@ def code_of(kind: type, method: str = "forward") -> Code:
         catching = {code: _caught(code) for _, code in codes if code.co_exceptiontable and _swallows(code)}
         written = tuple((f.__globals__, name) for f, code in codes for name in _set_globals(code))
         named = tuple((f.__globals__, name) for f, code in codes for name in code.co_names if name in f.__globals__)
-        asks = any(_asks_class(code) for _, code in codes)
+        asks = any(_asks_class(code) for _, code in codes) or any(_dispatches(kind, f) for f in functions)
         nothing = any(_asks_none(code) for _, code in codes)
         _CODES[key] = Code(functions, doubtful, catching, nothing, asks, written, named)
     return _CODES[key]
@@ -174,6 +177,25 @@ def _asks_class(code: CodeType) -> bool:
     found = steps(code)
     asked = (at for at, (name, value, _) in enumerate(found) if name == "LOAD_ATTR" and value == "__class__")
     return any(at and found[at - 1][1] not in ("self", *code.co_varnames[:1]) for at in asked)
+
+
+def _dispatches(kind: type, function: FunctionType) -> bool:
+    """Whether a function names one of ``functools.singledispatch``, or a method alike."""
+    mentioned = names(function.__code__)
+    scope = function.__globals__
+    cells = map(content, function.__closure__ or ())
+    for found in (*(scope[name] for name in mentioned if name in scope), *cells):
+        if _is_dispatcher(found):
+            return True
+        own = isinstance(found, ModuleType) and found.__name__.partition(".")[0] not in STANDARD
+        if own and any(_is_dispatcher(vars(found).get(name)) for name in mentioned):
+            return True
+    bases = (vars(base) for base in kind.__mro__ if base.__module__.partition(".")[0] not in STANDARD)
+    return any(isinstance(defined.get(name), functools.singledispatchmethod) for defined in bases for name in mentioned)
+
+
+def _is_dispatcher(value: object) -> bool:
+    return isinstance(value, FunctionType) and {"dispatch", "registry"} <= vars(value).keys()
 
 
 @lru_cache(maxsize=MOST)

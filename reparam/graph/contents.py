@@ -166,7 +166,7 @@ def _names(slots: Any) -> tuple[str, ...]:
 
 def _items(holder: Any) -> list[Any]:
     if type(holder) is FunctionType:
-        return [_content(cell) for cell in holder.__closure__ or ()]
+        return [content(cell) for cell in holder.__closure__ or ()]
     if has_state(holder):
         return [state_of(holder)]
     if isinstance(holder, dict):
@@ -174,7 +174,7 @@ def _items(holder: Any) -> list[Any]:
     return list(_fields(holder).items()) if _is_object(holder) else list(holder)
 
 
-def _content(cell: CellType) -> Any:
+def content(cell: CellType) -> Any:
     """What a variable of a function holds; the cell itself if it holds nothing yet."""
     try:
         return cell.cell_contents

@@ -1,7 +1,8 @@
-"""Modules that attributes hold beside the registries of torch: in lists, partial functions, bound methods.
+"""Modules that attributes hold beside the registries of torch: in lists, partial functions, bound methods, closures.
 
 A module that is replaced is replaced where it is registered. A forward that reaches it through a plain list would go on
-calling the old one.
+calling the old one. A function is not copied with the model whose modules it knows: all that it reaches through these
+stays as it was.
 """
 
 import functools
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.graph.contents import OWN
+from reparam.graph.reach import GOES_THROUGH, is_standard, reached
 
 DEEPEST: Final = 4  # containers and objects within each other
 PLAIN: Final = frozenset(
@@ -28,7 +30,6 @@ PLAIN: Final = frozenset(
         str,
         bytes,
         type,
-        FunctionType,
         BuiltinFunctionType,
         ModuleType,
         torch.dtype,
@@ -81,10 +82,26 @@ def _modules_in(value: Any, seen: set[int]) -> Iterator[tuple[nn.Module, bool]]:
                 yield item, False
             elif isinstance(item, MethodType) and isinstance(item.__self__, nn.Module):
                 yield item.__self__, True
+            elif type(item) is FunctionType:
+                if id(item) not in seen and not is_standard(item):
+                    seen.add(id(item))
+                    yield from ((module, False) for module in _reached_by(item))
             elif id(item) not in seen and not isinstance(item, Tensor | type):
                 seen.add(id(item))
                 below += (part for part in _parts(item) if type(part) not in PLAIN)
         level = below
+
+
+def _reached_by(function: FunctionType) -> Iterator[nn.Module]:
+    """Modules that a function calls, or whose parameters it reads, with all that they consist of."""
+    for holder, attribute, *_ in reached(function, {}):
+        if not isinstance(holder, nn.Module):
+            inside = () if attribute or type(holder) in PLAIN else _modules_in(holder, set())
+            yield from (below for module, _ in inside for below in module.modules())
+        elif not attribute or attribute in GOES_THROUGH:
+            yield from holder.modules()
+        elif attribute in holder._parameters or attribute in holder._buffers:
+            yield holder
 
 
 def _parts(value: Any) -> Iterator[Any]:

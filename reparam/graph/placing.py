@@ -128,12 +128,10 @@ def place(
     candidates = [value for value in (path if chain else path[::-1]) if value not in shared]
     if chain:
         candidates.sort(key=lambda v: _size(operations[v]), reverse=True)
-    step = _Step(path, [*members, *covered], formula, operations, inlined, site, dead)
+    step = _Step(path, members, covered, formula, operations, inlined, site, dead)
     reasons = []
     for at in candidates:
         result = _edit(step, at)
-        if isinstance(result, Place):
-            result = site.exposed(members, covered, result) or result
         if isinstance(result, Place):
             return result
         reasons.append(result)
@@ -176,10 +174,11 @@ def _swap(
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class _Step:
-    """A fused value that is to stand in a generated forward: its chain, all that disappears, and what decides."""
+    """A fused value that is to stand in a generated forward: its chain, what it takes up and covers, what decides."""
 
     path: list[Value]
     members: list[Value]
+    covered: list[Value]
     formula: Affine
     operations: Mapping[Value, Operation]
     inlined: Container[Value]
@@ -195,7 +194,9 @@ def _edit(step: _Step, at: Value) -> Place | str:
             break
         found = _edit_in(step, home, at)
         if isinstance(found, Place):
-            idle = idle_in_callers(home, step.members, found.passed, step.site.passable)
+            found = step.site.exposed(step.members, step.covered, found) or found
+        if isinstance(found, Place):
+            idle = idle_in_callers(home, [*step.members, *step.covered], found.passed, step.site.passable)
             if not idle:
                 return found
             found = idle if isinstance(idle, str) else replace(found, idle=idle)
@@ -207,6 +208,7 @@ def _edit(step: _Step, at: Value) -> Place | str:
 def _edit_in(step: _Step, home: Frame, at: Value) -> Place | str:
     """The place of ``at`` in one forward."""
     path, formula, operations, inlined, site = step.path, step.formula, step.operations, step.inlined, step.site
+    vanishing = [*step.members, *step.covered]
     passed = list(path[: path.index(at)])
     in_front: list[Value] = []
     stands_for: dict[Value, Value] = {}
@@ -235,7 +237,7 @@ def _edit_in(step: _Step, home: Frame, at: Value) -> Place | str:
         whole = container is not None and not ranks and not site.container(container)
         if container is not None and whole and not site.mistaken(container.path, lambda: kind_of(formula), None):
             return Place(at, Mode.CONTAINER, stands_for, (*behind, *in_front), container)
-    reason = site.passable(at, home) or noticed(home, formula, step.members, operations, site.mistaken)
+    reason = site.passable(at, home) or noticed(home, formula, vanishing, operations, site.mistaken)
     if reason:
         return reason
     return Place(at, Mode.EDIT, stands_for, tuple(passed), caller=None if home is at.frame else home)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.proxy import TraceError
 
-from reparam.graph.callers import LOOKS_UP, is_asked_for, is_looked_up, is_spelled
+from reparam.graph.callers import LOOKS_UP, is_asked_for, is_looked_up, is_read_as_attribute, is_spelled
 
 EXAMPLE: Final = "example"  # node.meta: a meta tensor, or a structure of them, of the sizes of the example input
 PLAIN: Final = "plain"  # node.meta: the value is a size, a data type, ..., not a tensor
@@ -76,6 +76,17 @@ class Traced(fx.Proxy):
         if name not in ("tracer", "node", "_root"):
             raise TraceError(f"sets {name} of a value")
         super().__setattr__(name, value)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """What user code is told that it is, as ``functools.singledispatch`` is; other code takes it for what it is."""
+        if not is_read_as_attribute():
+            return Traced
+        if self.node.meta.get(PLAIN):
+            return kind_of_plain(self.node) or Traced
+        if self.node.op == "placeholder":
+            self.tracer.on_question(self.node, None)  # type: ignore[attr-defined]
+        return Tensor
 
     def __hash__(self) -> int:
         if self.node.meta.get(PLAIN) and is_looked_up():

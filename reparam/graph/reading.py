@@ -8,7 +8,7 @@ from types import FunctionType
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 from torch.utils._device import _device_constructors
 
@@ -16,6 +16,7 @@ from reparam.graph.beside import forget_state
 from reparam.graph.callers import asked_by_user
 from reparam.graph.code import forget_code
 from reparam.graph.entry_methods import forget_classes
+from reparam.graph.going_through import noting_all
 from reparam.graph.proxy import PLAIN, Traced, has_traced, kind_of_plain
 from reparam.graph.signatures import forget_signatures
 from reparam.graph.tracer import Tracer
@@ -39,6 +40,7 @@ def traced_builtins(opens: bool, numbers: bool) -> Iterator[None]:
         numbers: whether numbers and tensors that are made of traced sizes are traced, too.
     """
     plain_len, plain_isinstance, plain_max, plain_min = builtins.len, builtins.isinstance, builtins.max, builtins.min
+    plain_callable = builtins.callable
 
     def traced_len(value: Any) -> Any:
         if type(value) is not Traced:
@@ -52,6 +54,8 @@ def traced_builtins(opens: bool, numbers: bool) -> Iterator[None]:
                 ACTIVE[-1].on_question(value.node, kinds)
             if plain_isinstance(_TENSOR, kinds):
                 return True
+            if asked_by_user(2):
+                return kinds is fx.Proxy or (type(kinds) is tuple and fx.Proxy in kinds)
         elif type(value) is Traced and asked_by_user(2):
             kind = kind_of_plain(value.node)
             return plain_isinstance(value, kinds) if kind is None else issubclass(kind, kinds)
@@ -60,12 +64,20 @@ def traced_builtins(opens: bool, numbers: bool) -> Iterator[None]:
             ACTIVE[-1].on_kind(value, kinds, answer)
         return answer
 
+    def traced_callable(value: Any) -> bool:
+        if type(value) is not Traced or not asked_by_user(2):
+            return plain_callable(value)
+        if value.node.op == "placeholder":
+            ACTIVE[-1].on_question(value.node, None)
+        return False
+
     wrapped = [
         (scope, name, scope[name])
         for (_, name), scope in torch.fx._symbolic_trace._wrapped_fns_to_patch.items()
         if not opens and plain_isinstance(scope.get(name), FunctionType)
     ]
     builtins.len, builtins.isinstance = traced_len, traced_isinstance
+    builtins.callable = traced_callable  # type: ignore[assignment]
     builtins.max, builtins.min = _one_operation(plain_max), _one_operation(plain_min)
     for scope, name, function in wrapped:
         scope[name] = _one_operation(function)
@@ -74,6 +86,7 @@ def traced_builtins(opens: bool, numbers: bool) -> Iterator[None]:
             yield
     finally:
         builtins.len, builtins.isinstance = plain_len, plain_isinstance
+        builtins.callable = plain_callable
         builtins.max, builtins.min = plain_max, plain_min
         for scope, name, function in wrapped:
             scope[name] = function
@@ -218,12 +231,16 @@ def reading() -> Iterator[None]:
 
     def traced_listing(name: str) -> Callable[..., Iterator[tuple[str, Tensor]]]:
         def listed(module: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+            found: set[int] = set()
             for path, value in listing[name](module, *args, **kwargs):
+                found.add(id(value))
                 if ACTIVE and name == "named_parameters":
                     ACTIVE[-1].on_listed(module, path, value)
                 elif ACTIVE:  # a module that is fused may have no buffer left
                     ACTIVE[-1].on_read(module, path, value)
                 yield path, value
+            if ACTIVE and name == "named_parameters":
+                ACTIVE[-1].going_through.note_parameters(module, found)
 
         return listed
 
@@ -242,7 +259,7 @@ def reading() -> Iterator[None]:
     for name, assertion in checks.items():
         setattr(torch, name, _unless_asserted(assertion))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), noting_all(ACTIVE):
             warnings.simplefilter("ignore")  # what a user's forward warns about was said when it first ran
             yield
     finally:

@@ -20,6 +20,7 @@ from reparam.graph.placing import Mode, Place, Site
 from reparam.graph.signatures import parameters_of
 from reparam.graph.source import fixed_signature
 from reparam.graph.spelling import unspoken
+from reparam.graph.surveys import Surveys
 from reparam.graph.swap import carried
 from reparam.graph.trace import Trace
 from reparam.graph.uncalled import Uncalled
@@ -44,6 +45,7 @@ class Limits:
         norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase))
         self._changing = {id(buffer) for norm in norms if norm.training for buffer in norm.buffers()}
         self._asked = Asked(model, reading)
+        self._surveys = Surveys(reading, model)
         self._read_by_unread = {
             f"{path}.{name.rpartition('.')[0]}" if path else name.rpartition(".")[0]: path or "the model"
             for path, unread in reading.unread.items()
@@ -107,6 +109,9 @@ class Limits:
             return "its forward takes more than one argument"
         if _entangled(frame.path, self._exposed):
             return "its parameters are read elsewhere"
+        known = self._surveys.of_replaced(frame)
+        if known:
+            return known
         if not isinstance(frame.module, STOCK) and TAKEN & carried(frame.module).keys():
             return "the module has attributes of the same names as a convolution"
         method = method_with_data(type(frame.module))
@@ -155,16 +160,23 @@ class Limits:
         values = list(values)
         members = {*values, *covered}
         edited = where.frame if where.mode is Mode.EDIT else None
+
+        def vanishes(reader: Frame) -> bool:
+            below = reader is where.container or _is_below(reader, where.container or edited)
+            return where.mode is not Mode.SWAP and below and all(v in members or not v.users for v in reader.below())
+
+        for value in members:
+            reason = self._surveys.missing(value, where, lambda r: r is not edited and not vanishes(r))
+            if reason:
+                return reason
         for value in values:
             if value.module is not None and value not in where.passed:
                 reason = self._uncalled.missing(value, where)
                 if reason:
                     return reason
             for reader in self._exposed.get(value.path, ()) if value.module is not None else ():
-                vanishes = where.mode is not Mode.SWAP and reader is not edited
-                vanishes = vanishes and (reader is where.container or _is_below(reader, where.container or edited))
-                vanishes = vanishes and all(v in members or not v.users for v in reader.below())
-                if not vanishes and (reader is not edited or _still_reads(reader, members)):
+                gone = reader is not edited and vanishes(reader)
+                if not gone and (reader is not edited or _still_reads(reader, members)):
                     return f"the parameters of {value.path} are read by the forward of {reader.path or 'the model'}"
             around = set(where.frame.upwards())
             for reader in self._asked_for_type.get(value.path, ()) if value.module is not None else ():

@@ -15,6 +15,7 @@ from reparam.graph.arguments import ArgumentSpec, filled, has_hole
 from reparam.graph.callers import LOOKS_UP
 from reparam.graph.code import ASKS_NONE, code_of
 from reparam.graph.examples import Examples
+from reparam.graph.going_through import Survey, noting_attributes
 from reparam.graph.modes import current_mode
 from reparam.graph.proxy import EXAMPLE
 from reparam.graph.questions import asking_types, asks_classes_of
@@ -47,6 +48,7 @@ class Trace:
         touched: dotted paths of modules below the children that were looked at.
         kinds: of which descendants it was asked whether they are of some classes, with the answers.
         lacking: what descendants were asked for and do not have.
+        surveys: of which descendants, or of itself, it went through all children or tensors.
         modes: nodes under another autocast or gradient mode than the caller's.
         specialised: whether sizes of the example input went into the graph.
         cache: a collection of the module that the forward fills; empty if none.
@@ -71,6 +73,7 @@ class Trace:
     touched: frozenset[str]
     kinds: tuple[Kinds, ...]
     lacking: tuple[Lacking, ...]
+    surveys: frozenset[Survey]
     modes: Mapping[fx.Node, tuple[bool, ...]]
     specialised: bool = False
     computed: bool = True
@@ -176,6 +179,7 @@ def _together(outcomes: list[Trace], branches: str) -> Trace:
         touched=frozenset().union(*(other.touched for other in outcomes)),
         kinds=tuple(kind for other in outcomes for kind in other.kinds),
         lacking=tuple(lack for other in outcomes for lack in other.lacking),
+        surveys=frozenset().union(*(other.surveys for other in outcomes)),
         doubtful=next((other.doubtful for other in outcomes if other.doubtful), ""),
         typed={name: kinds for other in outcomes for name, kinds in other.typed.items()},
         otherwise=tuple(outcomes[1:]),
@@ -220,7 +224,12 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
                     values[name] = filled(spec, placeholder)
             ACTIVE.append(tracer)
             try:
-                with traced_builtins(tracer.opens, tracer.numbers), asking_types(code, tracer), tracer.watch:
+                with (
+                    traced_builtins(tracer.opens, tracer.numbers),
+                    asking_types(code, tracer),
+                    noting_attributes(code, tracer),
+                    tracer.watch,
+                ):
                     result = call_as_users_do(module, method, values)
                 tracer.returning = True
                 output = tracer.create_arg(result)
@@ -250,6 +259,7 @@ def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Un
         touched=frozenset(tracer.touched),
         kinds=(*tracer.kinds, *(asks_classes_of(module, tracer.touched) if code.asks_class else ())),
         lacking=tuple(tracer.lacking),
+        surveys=tracer.going_through.all(tracer.watch.asked_type | tracer.watch.looked_at),
         modes=tracer.modes,
         specialised=tracer.specialised,
         computed=tracer.watch.computed,

@@ -18,6 +18,7 @@ from torch.fx.proxy import Scope, TraceError
 from reparam.graph.code import CATCHES, NOTHING, Code, inside, writes_arguments
 from reparam.graph.contents import put_out_of_reach, same
 from reparam.graph.examples import Examples
+from reparam.graph.going_through import GoingThrough
 from reparam.graph.leaves import hooks
 from reparam.graph.lengths import length_in_code
 from reparam.graph.method_calls import MethodCalls
@@ -68,6 +69,7 @@ class Tracer(fx.Tracer):
         self.touched: set[str] = set()
         self.kinds: list[Kinds] = []
         self.lacking: list[Lacking] = []
+        self.going_through = GoingThrough(self.path, self.on_read)
         self.specialised = False
         self.opens = True  # functions marked by torch.fx.wrap
         self.numbers = False  # what is made of traced sizes

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Iterator
-from typing import TypeGuard
+from typing import Final, TypeGuard
 
 from torch import fx, nn
 
@@ -13,6 +13,8 @@ from reparam.graph.signatures import parameters_of
 from reparam.graph.source import same_graph
 from reparam.graph.trace import Trace, trace
 from reparam.graph.unread import Unread
+
+UNKNOWN: Final = "it may be of a class that is not known"
 
 
 def variants(frame: Frame, method: str = "forward") -> Iterator[tuple[str, Trace | Unread]]:
@@ -42,8 +44,20 @@ def variants(frame: Frame, method: str = "forward") -> Iterator[tuple[str, Trace
         traced = trace(module, {**spec, name: other}, method=method)
         if isinstance(traced, Unread) and traced.raised and has_hole(value):
             continue  # it asks for this one
-        if not (_has_one_outcome(usual) and _has_one_outcome(traced) and same_graph(traced.graph, usual.graph)):
+        if not _same(traced, usual):
             yield name, traced
+            continue
+        kinds = traced.typed.get(name, ()) if isinstance(traced, Trace) else ()
+        for given in others(kinds):
+            unknown = given is None
+            traced = Unread(UNKNOWN) if unknown else trace(module, {**spec, name: given}, method=method)
+            if not (isinstance(traced, Unread) and traced.raised) and not _same(traced, usual):
+                yield name, traced
+                break
+
+
+def _same(traced: Trace | Unread, usual: Trace | Unread) -> bool:
+    return _has_one_outcome(usual) and _has_one_outcome(traced) and same_graph(traced.graph, usual.graph)
 
 
 def _of_other_kinds(
@@ -54,7 +68,7 @@ def _of_other_kinds(
         if frame is not None and not _may_be_another(frame, usual, name):
             continue
         for other in others(kinds):
-            traced: Trace | Unread = Unread("it may be of a class that is not known")
+            traced: Trace | Unread = Unread(UNKNOWN)
             if other is not None:
                 traced = trace(module, {**spec, name: other}, method=method)
             if not (isinstance(traced, Unread) and traced.raised):
