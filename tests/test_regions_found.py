@@ -1111,3 +1111,98 @@ def test_a_constant_in_a_type_that_may_be_an_integer_is_cut_off(constant: Callab
 
     model = ready(Masked(lambda m, x: x))
     becomes(model, (images(), torch.ones(3, dtype=torch.int64)), (images(), images()), conv=1, product=1)
+
+
+# --- transposed convolutions ----------------------------------------------------------------------
+
+
+class Rising(nn.Module):
+    """A step up in a net like a U; subclasses say how the two ways meet."""
+
+    def __init__(self, kernel: int = 3, width: int = C) -> None:
+        super().__init__()
+        self.pre = nn.Conv2d(C, C, 1, bias=False)
+        self.up, self.skip = nn.ConvTranspose2d(C, C, kernel, 2, 1), conv(1)
+        self.norm = nn.BatchNorm2d(width)
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, F.max_pool2d(x, 2, ceil_mode=True)
+
+
+class SizedByKeyword(Rising):
+    def forward(self, x: Tensor) -> Tensor:
+        skip, y = self.both(x)
+        return F.relu(self.norm(self.up(self.pre(y), output_size=skip.shape[-2:]))) + skip
+
+
+class SizedByPosition(Rising):
+    def forward(self, x: Tensor) -> Tensor:
+        skip, y = self.both(x)
+        return F.relu(self.norm(self.up(self.pre(y), skip.size()) * 0.5 + 1)) + skip
+
+
+class SizedByList(Rising):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(self.pre(self.both(x)[1]), output_size=[x.shape[2], x.shape[3]])
+        return F.relu(self.norm(y)) + x
+
+
+@pytest.mark.parametrize("kind", [SizedByKeyword, SizedByPosition, SizedByList])
+def test_a_transposed_convolution_whose_size_is_asked_for(kind: type[Rising]) -> None:
+    becomes(ready(kind()), *map(images, SIZES), conv=1, norms=0)
+
+
+class SizedInTwoWays(Rising):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.both(x)[1]
+        return F.relu(self.up(y, output_size=x.shape[2:]) + self.up(y, output_size=[x.shape[2], x.shape[3]]) + x)
+
+
+class SizedTwins(Rising):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.ConvTranspose2d(C, C, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.both(x)[1]
+        return F.relu(self.up(y, x.shape[2:]) + self.other(y, x.shape[2:]) + x)
+
+
+class SizedSum(Rising):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.up(self.both(x)[1], output_size=x.shape[2:]) + self.skip(x)))
+
+
+@pytest.mark.parametrize("kind", [SizedInTwoWays, SizedTwins, SizedSum])
+def test_what_asks_for_its_size_stays_where_it_is_called(kind: type[nn.Module]) -> None:
+    becomes(ready(kind()), *map(images, SIZES), conv=2)
+
+
+class JoinedWays(Rising):
+    def forward(self, x: Tensor) -> Tensor:
+        skip, y = self.both(x)
+        return F.relu(self.norm(torch.cat([self.up(y, output_size=skip.shape[2:]), self.skip(skip)], 1)))
+
+
+class JoinedWaysOfEvenSize(Rising):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(torch.cat([self.up(F.max_pool2d(x, 2)), self.skip(x)], 1)))
+
+
+class AddedWays(Rising):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.up(F.max_pool2d(x, 2)) + self.skip(x)))
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [
+        (lambda: JoinedWays(3, 2 * C), SIZES),
+        (lambda: JoinedWaysOfEvenSize(4, 2 * C), [(12, 8), (8, 10)]),
+        (lambda: AddedWays(4), [(12, 8), (8, 10)]),
+    ],
+    ids=["joined", "joined, even", "added"],
+)
+def test_a_norm_of_two_ways_that_meet_at_one_size(model: Callable[[], Rising], sizes: Any) -> None:
+    fused = becomes(ready(model()), *map(images, sizes), conv=2, norm=0, norms=0)
+    assert not [refusal for refusal in reparam.receipt(fused).left if refusal.rule == "check"]

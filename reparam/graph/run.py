@@ -1,4 +1,8 @@
-"""Run operations of a net in float64 on the CPU."""
+"""Run operations of a net in float64 on the CPU.
+
+A transposed convolution gives as many results as its own settings say: a size that it is asked for belongs to the whole
+net, and adds or cuts results at the end alone.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, final
@@ -9,6 +13,7 @@ from torch import Tensor, nn
 from reparam.graph.calls import name_of
 from reparam.graph.channels import SPLITS
 from reparam.graph.clones import precise_copy, precise_tensor
+from reparam.graph.kinds import asks_size
 from reparam.graph.net import Frame, Value
 from reparam.graph.sizes import is_plain
 
@@ -26,7 +31,7 @@ class Evaluation:
         pending = [wanted]
         while pending:
             value = pending[-1]
-            missing = [v for v in value.inputs if v not in self.env]
+            missing = [v for v in _needed(value) if v not in self.env]
             if value in self.env:
                 pending.pop()
             elif missing:
@@ -71,7 +76,7 @@ def run(
             assert member.call is not None
             env[member.parent.env[member.call]] = _call(member, env, modules)
             continue
-        for number in member.inputs:
+        for number in _needed(member):
             if number not in env and (is_plain(number) or name_of(number) in SPLITS):
                 env[number] = Evaluation(env, modules).value(number)
         env[member] = _result(member, env, modules)
@@ -105,7 +110,15 @@ def result_on_meta(value: Value, env: Mapping[Value, Any]) -> Any:
     return torch.func.functional_call(value.module, tensors, args, dict(kwargs))
 
 
+def _needed(value: Value) -> tuple[Value, ...]:
+    """The inputs that are looked at."""
+    return value.inputs[:1] if asks_size(value) else value.inputs
+
+
 def _result(value: Value, env: Mapping[Value, Any], modules: dict[int, nn.Module]) -> Any:
+    if asks_size(value):
+        assert value.module is not None
+        return _copy(value.module, modules)(env[value.inputs[0]])
     args, kwargs = _fill(value.args, env, precise_tensor), _fill(value.kwargs, env, precise_tensor)
     if value.module is not None:
         return _copy(value.module, modules)(*args, **kwargs)
