@@ -12,11 +12,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from reparam.graph.by_rank import Shaped, Shapes, asks_rank, computes
 from reparam.graph.calls import name_of, stock
 from reparam.graph.effects import aliased, written
 from reparam.graph.kinds import CONVS, NORMS, PRODUCTS, SUMS, passes_on
 from reparam.graph.net import Net, Value
-from reparam.graph.proxy import PLAIN
+from reparam.graph.proxy import PLAIN, kind_of_plain
 from reparam.graph.structures import values_in
 
 CASTS: Final = frozenset(["to", "type", "type_as"])
@@ -33,15 +34,28 @@ NEW: Final[Mapping[str, Callable[..., Tensor]]] = {
 def put_constants(net: Net) -> None:
     """Give the operations of a net such constants as tensors; they stay among the inputs."""
     constants: dict[Value, Tensor] = {}
+    shaped: dict[Value, Shaped] = {}
+    shapes = Shapes(net)
     for value in net.values:
         found = _constant(value, constants) if value.module is None else None
+        if found is None and value.module is None and name_of(value) in ("view", "reshape", "getitem"):
+            found = _of_rank(value, constants, shaped, shapes)
         if found is not None:
             constants[value] = found
+            if value.args and value.args[0] in shaped:
+                shaped.setdefault(value, shaped[value.args[0]])
+    for value in shaped:
+        meets = [[v for v in user.inputs if v not in constants] for user in value.users if user not in constants]
+        tensors = [[v for v in met if not v.node.meta.get(PLAIN)] for met in meets]
+        if not all(shapes.reach(shaped[value], met, shaped) for met in tensors):
+            del constants[value]
     while unsafe := [value for value in constants if not _is_safe(value, constants)]:
         for value in unsafe:
             del constants[value]
     for value in net.values:
         if value.module is None and name_of(value) in READERS:
+            ranks = [shaped[source].rank for source in value.inputs if source in shaped and source in constants]
+            value.rank = next((rank for rank in ranks if rank is not None), None)
             value.args = tuple(_put(argument, constants) for argument in value.args)
             value.kwargs = {name: _put(argument, constants) for name, argument in value.kwargs.items()}
 
@@ -52,11 +66,12 @@ def is_constant(value: Value) -> bool:
 
 
 def reads_type(value: Value, operations: Container[Value]) -> bool:
-    """Whether an operation reads a data type or device, for constants of linear operations alone."""
+    """Whether an operation reads a data type, device or rank, for constants of linear operations alone."""
     if is_constant(value):
         return all(user in operations for user in value.users)
     looks = name_of(value) == "getattr" and value.args[1] in ("dtype", "device")
-    return looks and not value.returned and all(is_constant(u) and reads_type(u, operations) for u in value.users)
+    looks = looks or asks_rank(value) or computes(value) or name_of(value) in CASTS | SHAPING
+    return looks and not value.returned and all(reads_type(user, operations) for user in value.users)
 
 
 def constants_of(value: Value) -> list[Value]:
@@ -135,11 +150,28 @@ def _constant(value: Value, constants: Mapping[Value, Tensor]) -> Tensor | None:
     return None
 
 
+def _of_rank(
+    value: Value, constants: Mapping[Value, Tensor], shaped: dict[Value, Shaped], shapes: Shapes
+) -> Tensor | None:
+    """A constant in a shape that depends on the rank of a value; None for other operations."""
+    first = constants.get(value.args[0], value.args[0]) if isinstance(value.args[0], Value) else value.args[0]
+    found = shapes.of(value.args[1:]) if isinstance(first, Tensor) and not value.kwargs else None
+    if found is None or not isinstance(first, Tensor):
+        return None
+    method = "__getitem__" if name_of(value) == "getitem" else name_of(value)
+    try:
+        result: Tensor = getattr(first, method)(*found.arguments)
+    except (IndexError, RuntimeError, TypeError):
+        return None
+    shaped[value] = found
+    return result
+
+
 def _with_one_size_open(sizes: tuple[Any, ...]) -> tuple[Any, ...]:
     """Sizes of which one is that of a value: it is what the number of elements leaves, or they would not fit."""
     listed = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], list | tuple) else sizes
     traced = [size for size in listed if isinstance(size, Value)]
-    if len(traced) != 1 or not traced[0].node.meta.get(PLAIN) or -1 in listed:
+    if len(traced) != 1 or kind_of_plain(traced[0].node) is not int or -1 in listed:
         return sizes
     return tuple(-1 if isinstance(size, Value) else size for size in listed)
 

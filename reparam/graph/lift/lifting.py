@@ -68,6 +68,8 @@ def lift(value: Value, known: Known, liftings: tuple[Lifting, ...] = LIFTINGS) -
             break
     if result is None or isinstance(result, Refusal):
         return result
+    if value.rank is not None:
+        result = replace(result, assumed_rank=value.rank)
     made = made_for(value, result.terms)
     if made:
         result = replace(result, covers=(*result.covers, *made))
