@@ -29,8 +29,7 @@ class Small(nn.Module):
     def forward(self, x: Tensor) -> Any:
         return self.does(self, x)
 
-    def normed(self, x: Tensor) -> Tensor:
-        """The region: one convolution when it is fused."""
+    def _normed(self, x: Tensor) -> Tensor:  # the region: one convolution when it is fused
         return self.norm(self.conv(x))
 
 
@@ -38,7 +37,7 @@ class Small(nn.Module):
 
 
 def heads(net: Small, x: Tensor) -> Tensor:
-    y = net.normed(x).flatten(2).transpose(1, 2)
+    y = net._normed(x).flatten(2).transpose(1, 2)
     shape = y.shape[:-1]
     hidden = (*shape, -1, 2)
     q, k = net.first(y).view(hidden).transpose(1, 2), net.second(y).view(hidden).transpose(1, 2)
@@ -46,27 +45,27 @@ def heads(net: Small, x: Tensor) -> Tensor:
 
 
 def levels(net: Small, x: Tensor) -> Tensor:
-    maps = [net.normed(x).relu(), F.max_pool2d(x, 2)]
+    maps = [net._normed(x).relu(), F.max_pool2d(x, 2)]
     shapes = [value.shape[2:] for value in maps]
     parts = torch.cat([value.flatten(2) for value in maps], 2).split([h * w for h, w in shapes], 2)
     return sum(p.reshape(*p.shape[:2], *shape).mean((2, 3)) for p, shape in zip(parts, shapes, strict=True))
 
 
 def first_and_rest(net: Small, x: Tensor) -> Tensor:
-    y = net.normed(x)
+    y = net._normed(x)
     batch, channels, *rest = y.shape
     return y.reshape(batch, 2, channels // 2, *rest)
 
 
 def ends(net: Small, x: Tensor) -> Tensor:
-    y = net.normed(x)
+    y = net._normed(x)
     batch, *_, width = y.shape
     return y.view(batch, -1, width)
 
 
 def from_tuples(net: Small, x: Tensor) -> Tensor:
     before, behind = tuple(x.shape[:1]), tuple(x.shape[2:])
-    return net.normed(x).view(before + (2, 3) + behind)  # noqa: RUF005 (what authors write)
+    return net._normed(x).view(before + (2, 3) + behind)  # noqa: RUF005 (what authors write)
 
 
 SPLICED: dict[str, Forward] = {
@@ -75,11 +74,11 @@ SPLICED: dict[str, Forward] = {
     "first and rest": first_and_rest,
     "ends": ends,
     "from tuples": from_tuples,
-    "in a call": lambda net, x: net.normed(x).reshape(*x.shape[:-1], 1, -1),
-    "twice": lambda net, x: net.normed(x).reshape(*x.shape[:-2], -1).reshape(*x.shape[:2], *x.shape[2:]),
-    "in a list": lambda net, x: F.interpolate(net.normed(x), size=[*x.shape[2:]]),
-    "made": lambda net, x: net.normed(x).relu() + torch.zeros(*x.shape[:1], C, 1, 1, dtype=x.dtype),
-    "returned": lambda net, x: (net.normed(x), (*x.shape[1:], 7), [*x.shape]),
+    "in a call": lambda net, x: net._normed(x).reshape(*x.shape[:-1], 1, -1),
+    "twice": lambda net, x: net._normed(x).reshape(*x.shape[:-2], -1).reshape(*x.shape[:2], *x.shape[2:]),
+    "in a list": lambda net, x: F.interpolate(net._normed(x), size=[*x.shape[2:]]),
+    "made": lambda net, x: net._normed(x).relu() + torch.zeros(*x.shape[:1], C, 1, 1, dtype=x.dtype),
+    "returned": lambda net, x: (net._normed(x), (*x.shape[1:], 7), [*x.shape]),
 }
 
 
@@ -89,18 +88,18 @@ def test_a_shape_may_become_a_part_of_another_one(name: str) -> None:
 
 
 LOOKED_AT: dict[str, Forward] = {
-    "length": lambda net, x: net.normed(x) * len((*x.shape[:-1], 3)),
-    "index": lambda net, x: net.normed(x) / (*x.shape, 1)[1],
-    "count": lambda net, x: net.normed(x) * sum(1 for _ in (*x.shape, 1)),
-    "content": lambda net, x: net.normed(x) * (3 if SIZES[0][0] in [*x.shape] else 2),
-    "equal": lambda net, x: net.normed(x) * (3 if (*x.shape,) == (2, C, *SIZES[0]) else 2),
-    "order": lambda net, x: F.interpolate(net.normed(x), size=[*x.shape[2:]][::-1]),
-    "repeated": lambda net, x: net.normed(x).view(([*x.shape] * 2)[4:]),
-    "written": lambda net, x: (lambda s: net.normed(x).view([*s[:1], 2, 3, *s[2:]]))(list(x.shape)),
-    "first and other": lambda net, x: (lambda b, *rest: net.normed(x).view(b, *rest) * len(rest))(*x.shape),
-    "truth": lambda net, x: net.normed(x) * bool([*x.shape[4:]]) + x,
-    "names": lambda net, x: net.normed(x) * dict(zip("abcd", [*x.shape], strict=False))["a"],
-    "call": lambda net, x: (lambda *sizes: net.normed(x) * len(sizes))(*x.shape),
+    "length": lambda net, x: net._normed(x) * len((*x.shape[:-1], 3)),
+    "index": lambda net, x: net._normed(x) / (*x.shape, 1)[1],
+    "count": lambda net, x: net._normed(x) * sum(1 for _ in (*x.shape, 1)),
+    "content": lambda net, x: net._normed(x) * (3 if SIZES[0][0] in [*x.shape] else 2),
+    "equal": lambda net, x: net._normed(x) * (3 if (*x.shape,) == (2, C, *SIZES[0]) else 2),
+    "order": lambda net, x: F.interpolate(net._normed(x), size=[*x.shape[2:]][::-1]),
+    "repeated": lambda net, x: net._normed(x).view(([*x.shape] * 2)[4:]),
+    "written": lambda net, x: (lambda s: net._normed(x).view([*s[:1], 2, 3, *s[2:]]))(list(x.shape)),
+    "first and other": lambda net, x: (lambda b, *rest: net._normed(x).view(b, *rest) * len(rest))(*x.shape),
+    "truth": lambda net, x: net._normed(x) * bool([*x.shape[4:]]) + x,
+    "names": lambda net, x: net._normed(x) * dict(zip("abcd", [*x.shape], strict=False))["a"],
+    "call": lambda net, x: (lambda *sizes: net._normed(x) * len(sizes))(*x.shape),
 }
 
 
@@ -141,6 +140,7 @@ SHAPED: dict[str, Forward] = {
     "a sum of tuples": lambda net, y: y * net.gain.reshape((1, -1) + (1,) * (y.ndim - 2)),
     "an index": lambda net, y: y * net.gain[(None, slice(None)) + (None,) * (y.ndim - 2)],
     "an item": unsqueezed,
+    "by sizes": lambda net, y: y * net.gain.view(y.shape[1], *[1] * len(y.shape[2:])),
     "by channels": lambda net, y: y * net.gain.view(*[1, y.shape[1]] + [1] * (len(y.shape) - 2)),
     "in its type": lambda net, y: y + net.gain.view(1, -1, *(1,) * (y.dim() - 2)).to(y.dtype),
     "two of one shape": lambda net, y: (lambda s: y * net.gain.view(s) + net.first.bias.view(s))(
@@ -153,7 +153,7 @@ SHAPED: dict[str, Forward] = {
 @pytest.mark.parametrize("normed", [False, True], ids=["convolution", "norm"])
 def test_a_scale_whose_shape_depends_on_the_rank(name: str, normed: bool) -> None:
     shaped = SHAPED[name]
-    model = ready(Small(lambda net, x: shaped(net, net.normed(x) if normed else net.conv(x)).relu()))
+    model = ready(Small(lambda net, x: shaped(net, net._normed(x) if normed else net.conv(x)).relu()))
     fused = becomes(model, *map(images, SIZES), conv=1, norm=0, calls=2)
     square = torch.randn(C, C, 5, dtype=torch.float64)
     if not normed:  # the rank of an image without a batch is an error, not another result
@@ -203,6 +203,20 @@ def test_a_scale_of_tokens_that_is_none_of_channels(shape: Callable[[Tensor], An
     same(model, fuse_purely(model), torch.randn(2, C, C, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda y: (1, y.shape[1], y.shape[0] - 1, *[1] * (y.dim() - 3)),
+        lambda y: (y.shape[0] // 2, C, *[1] * (y.dim() - 2)),
+        lambda y: (y.shape[0] - 1, y.shape[1] + 0, *[1] * (y.dim() - 2)),
+    ],
+    ids=["less", "half", "both"],
+)
+def test_a_scale_whose_shape_depends_on_sizes(shape: Callable[[Tensor], Any]) -> None:
+    model = ready(Small(lambda net, x: (lambda y: (y * net.gain.view(shape(y))).relu())(net.conv(x))))
+    same(model, fuse_purely(model), images())
+
+
 # --- axes and numbers that depend on the rank -----------------------------------------------------
 
 NUMBERS: dict[str, Forward] = {
@@ -216,7 +230,7 @@ NUMBERS: dict[str, Forward] = {
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_of_an_operation_may_depend_on_the_rank(name: str) -> None:
-    model = ready(Small(lambda net, x: NUMBERS[name](net, net.normed(x))))
+    model = ready(Small(lambda net, x: NUMBERS[name](net, net._normed(x))))
     becomes(model, *map(images, SIZES), convs=1)
 
 

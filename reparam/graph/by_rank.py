@@ -18,7 +18,7 @@ from reparam.graph.rank_rules import UNKNOWN, Rank
 from reparam.graph.ranks import infer_ranks, keeps_rank
 from reparam.graph.sizes import is_plain, whole_shape
 
-OPEN: Final = -1  # a size that is not known
+OPEN: Final = object()  # a size that is not known
 PURE: Final = frozenset(["add", "sub", "mul", "floordiv", "getitem", "len", "list", "neg", "tuple"])
 
 
@@ -52,8 +52,10 @@ class Shapes:
         if not (most == least or (most == least + 1 and 3 < most < 6)) or len(found) > 1:
             return None
         try:
-            filled = _filled(arguments, most)
+            filled = _with_one_open(_filled(arguments, most))
         except (IndexError, TypeError, ValueError):
+            return None
+        if filled is None:
             return None
         return Shaped(filled, tuple(sources), None if most == least else most)
 
@@ -61,6 +63,21 @@ class Shapes:
         """Whether some operands have the rank of the values that a shape was made for; so have ``others``."""
         chains = [set(_of_one_rank(value, shaped.rank or 0, others)) for value in (*shaped.sources, *operands)]
         return shaped.rank is None or bool(set.intersection(*chains))
+
+
+def _with_one_open(filled: Any) -> Any:
+    """Sizes of which one is that of a value: it is what the number of elements leaves; None if there are more."""
+    sizes = filled[0] if len(filled) == 1 and isinstance(filled[0], list | tuple) else filled
+    sizes = [size for size in sizes if size is OPEN or size == -1]
+    if len(sizes) > 1 and OPEN in sizes:
+        return None
+    return _replaced(filled)
+
+
+def _replaced(argument: Any) -> Any:
+    if isinstance(argument, tuple | list):
+        return type(argument)(_replaced(part) for part in argument)
+    return -1 if argument is OPEN else argument
 
 
 def _of_one_rank(value: Value, rank: int, others: Container[Value]) -> list[Value]:
