@@ -1206,3 +1206,77 @@ class AddedWays(Rising):
 def test_a_norm_of_two_ways_that_meet_at_one_size(model: Callable[[], Rising], sizes: Any) -> None:
     fused = becomes(ready(model()), *map(images, sizes), conv=2, norm=0, norms=0)
     assert not [refusal for refusal in reparam.receipt(fused).left if refusal.rule == "check"]
+
+
+# --- sums that other libraries write --------------------------------------------------------------
+
+
+class EinopsSum(Listed):
+    """``einops.reduce(torch.stack(...), "k b c h w -> b c h w", "sum")``, as einops does it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.stack([branch(x) for branch in self.branches])
+        shape = y.shape
+        _ = [1 * size for size in (shape[0], shape[1], shape[2], shape[3])]
+        return y.permute([1, 2, 3, 4, 0]).sum(dim=(4,))
+
+
+def test_a_sum_over_an_axis_that_was_put_last() -> None:
+    becomes(ready(EinopsSum()), *map(images, SIZES), **ONE, calls=1, norms=0)
+
+
+@pytest.mark.parametrize(("order", "dim"), [((0, 1, 3, 4, 2), 0), ((1, 0, 2, 3, 4), 0), ((1, 2, 0, 3, 4), -1)])
+def test_a_sum_over_a_stack_in_another_order_is_none_of_its_values(order: tuple[int, ...], dim: int) -> None:
+    class Turned(Listed):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([branch(x) for branch in self.branches]).permute(*order).sum(dim) * 2
+
+    fused = becomes(ready(Turned()), *map(images, SIZES), conv=2)
+    assert not [refusal for refusal in reparam.receipt(fused).left if refusal.rule == "check"]
+
+
+class LowRankUpdate(nn.Module):
+    """A linear layer with a low-rank update, on tokens that were made of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full, self.down, self.up = nn.Linear(C, C), nn.Linear(C, 2, bias=False), nn.Linear(2, C, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.flatten(2).transpose(1, 2)
+        return self.full(y) + 0.5 * self.up(self.down(y))
+
+
+def test_linear_branches_behind_a_change_of_layout() -> None:
+    becomes(ready(LowRankUpdate()), *map(images, SIZES), product=1, add=0, linears=1)
+
+
+class Shifted(nn.Module):
+    """Shifts and scales by one number, as in Fixup."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv(3), conv(1)
+        self.before, self.behind = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        return self.second(x + self.before) * self.scale + self.behind + x
+
+
+def test_one_number_for_all_channels_of_an_input() -> None:
+    becomes(ready(Shifted()), *map(images, SIZES), conv=2, add=0, calls=3)
+
+
+class OfIntegers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, 4, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv((x / 255 - 0.5) / 0.5)
+
+
+def test_an_image_of_integers_stays_one() -> None:
+    becomes(ready(OfIntegers()).float(), torch.arange(2 * C * 16, dtype=torch.uint8).view(2, C, 4, 4), conv=1, calls=4)

@@ -145,7 +145,7 @@ def _constant(value: Value, constants: Mapping[Value, Tensor]) -> Tensor | None:
         return first
     if name in MADE and value.node.target is MADE[name]:
         return _made(MADE[name], value.args, value.kwargs)
-    if name in NEW and isinstance(first, Value) and value.node.op == "call_method" and _is_real(first):
+    if name in NEW and isinstance(first, Value) and value.node.op == "call_method" and is_real(first):
         return _made(NEW[name], value.args[1:], {"dtype": torch.float64, **value.kwargs})
     return None
 
@@ -198,14 +198,14 @@ def _is_type(argument: Any) -> bool:
     """Whether an argument is a device, a floating-point data type, or a value that has both."""
     if isinstance(argument, Value):
         if name_of(argument) == "getattr" and isinstance(argument.args[0], Value):
-            return argument.args[1] == "device" or (argument.args[1] == "dtype" and _is_real(argument.args[0]))
-        return _is_real(argument)
+            return argument.args[1] == "device" or (argument.args[1] == "dtype" and is_real(argument.args[0]))
+        return is_real(argument)
     if isinstance(argument, torch.dtype):
         return argument.is_floating_point
     return argument is None or isinstance(argument, torch.device | str)
 
 
-def _is_real(value: Value) -> bool:
+def is_real(value: Value) -> bool:
     """Whether a layer with real weights computes a value or reads it, directly or through elementwise operations."""
     seen = {value}
     pending = [value]

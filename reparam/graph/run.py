@@ -54,13 +54,20 @@ def units(region: list[Value], dead: Set[Value]) -> list[Value | Frame]:
         frame: Frame | None = member.frame
         while frame is not None and frame.parent is not None:
             if frame not in whole:
-                whole[frame] = all(v in inside for v in frame.below())
+                whole[frame] = all(v in inside for v in frame.below()) and not _computes_weights(frame)
             result = frame.parent.env.get(frame.call) if frame.call is not None else None
             if not whole[frame] or not isinstance(result, Value) or result not in inside:
                 break
             unit, frame = frame, frame.parent
         units[unit] = None
     return list(units)
+
+
+def _computes_weights(frame: Frame) -> bool:
+    """Whether a call computes constants that were rounded when it was read: run in float64, it has others."""
+    made = (tensor for name, tensor in frame.trace.tensors.items() if name.startswith("_constant"))
+    rounded = any(tensor.is_floating_point() and tensor.dtype is not torch.float64 for tensor in made)
+    return rounded or any(map(_computes_weights, frame.children))
 
 
 def run(

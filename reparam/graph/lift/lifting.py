@@ -23,7 +23,7 @@ from reparam.graph.lift.pools import adaptive_pool, pool
 from reparam.graph.lift.slices import spatial_slice
 from reparam.graph.net import Value
 from reparam.graph.operation import Operation
-from reparam.graph.sizes import is_plain
+from reparam.graph.sizes import is_idle, is_plain
 
 LIFTINGS: Final[tuple[Lifting, ...]] = (
     conv_module,
@@ -102,7 +102,7 @@ def _unsafe(value: Value, operation: Operation, known: Known) -> Refusal | None:
             return Refusal("layout", f"its input has its channels elsewhere ({space}), or may broadcast")
     inside = {value, *operation.covers}
     for part in operation.covers:
-        if part.returned or any(user not in inside and (user.users or not is_plain(user)) for user in part.users):
+        if part.returned or any(user not in inside and not is_idle(user) for user in part.users):
             return Refusal("used_elsewhere", f"a part of it, {part.name}, is also read elsewhere", "compute it twice")
     if value not in known.effects.pure and (written(value) or _writes(value)) and not _returns_its_input(operation):
         return IN_PLACE
