@@ -10,7 +10,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import SIZES, Beside, C, becomes, conv, conv_norm, count, fuse_purely, images, is_fused, ready, same
+from nets import (
+    SIZES,
+    Beside,
+    C,
+    becomes,
+    conv,
+    conv_norm,
+    count,
+    fuse_purely,
+    images,
+    is_fused,
+    randomise,
+    ready,
+    same,
+)
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -1073,12 +1087,33 @@ CONSTANTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "new_tensor": lambda m, x: m.conv(x) * x.new_tensor([1.0, -2, 3, 0.5, 5, 7]).view(-1, 1, 1),
     "expand_as": behind(lambda m, y: y * m.g.expand_as(y)),
     "new_full": lambda m, x: m.conv(x) - x.new_full((1, C, 1, 1), 0.3),
+    "computed": lambda m, x: m.conv(x) * (m.g.to(x.dtype) * 2 + torch.ones(C, 1, 1, device=x.device)),
+    "computed of the result": behind(lambda m, y: y + torch.exp(-m.g.to(y.dtype)) / 3),
 }
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_a_constant_in_the_type_of_a_value_is_a_constant(name: str) -> None:
     becomes(ready(WithConstants(CONSTANTS[name])), *map(images, SIZES), conv=1, add=0, calls=2)
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["read", "written"])
+def test_a_weight_made_on_the_device_of_a_value(written: bool) -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.lower = conv(3), nn.Parameter(torch.randn(C, C))
+            self.register_buffer("mask", torch.tril(torch.ones(C, C), -1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            one = torch.eye(C, device=x.device)
+            weight = (self.lower * self.mask + one) @ (one + 2 * self.mask.T)
+            y = F.conv2d(self.conv(x), weight.view(C, C, 1, 1)).relu()
+            return y * one.mul_(2).mean() if written else y
+
+    model = randomise(Mixing()).eval()
+    fused = becomes(model, *(images(size).float() for size in SIZES), tolerance=1e-5, conv=2 if written else 1)
+    assert not [refusal for refusal in reparam.receipt(fused).left if refusal.rule == "check"]
 
 
 NO_CONSTANTS: dict[str, Callable[[Any, Tensor], Tensor]] = {

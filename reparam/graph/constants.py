@@ -7,6 +7,7 @@ as an integer type would cut them off; and nobody writes to the tensor. One expa
 """
 
 from collections.abc import Callable, Container, Mapping
+from numbers import Real
 from typing import Any, Final
 
 import torch
@@ -22,6 +23,7 @@ from reparam.graph.structures import values_in
 
 CASTS: Final = frozenset(["to", "type", "type_as"])
 SHAPING: Final = frozenset(["view", "reshape", "unsqueeze", "squeeze", "flatten", "contiguous", "getitem"])
+COMPUTING: Final = frozenset([*SUMS, *PRODUCTS, "exp", "matmul", "neg", "rsqrt", "sqrt"])
 READERS: Final = frozenset([*SUMS, *PRODUCTS, *CONVS, *NORMS, "linear", "matmul", "einsum"])
 MADE: Final[Mapping[str, Callable[..., Tensor]]] = {
     name: getattr(torch, name) for name in ("arange", "eye", "full", "linspace", "ones", "tensor", "zeros")
@@ -68,10 +70,15 @@ def is_constant(value: Value) -> bool:
 def reads_type(value: Value, operations: Container[Value]) -> bool:
     """Whether an operation reads a data type, device or rank, for constants of linear operations alone."""
     if is_constant(value):
-        return all(user in operations for user in value.users)
+        return all(user in operations or _leads_on(user, operations) for user in value.users)
     looks = name_of(value) == "getattr" and value.args[1] in ("dtype", "device")
     looks = looks or asks_rank(value) or computes(value) or name_of(value) in CASTS | SHAPING
     return looks and not value.returned and all(reads_type(user, operations) for user in value.users)
+
+
+def _leads_on(value: Value, operations: Container[Value]) -> bool:
+    """Whether a constant is computed, from others."""
+    return name_of(value) in COMPUTING and bool(value.users) and reads_type(value, operations)
 
 
 def constants_of(value: Value) -> list[Value]:
@@ -111,8 +118,8 @@ def _put(argument: Any, constants: Mapping[Value, Tensor]) -> Any:
 
 def _is_safe(value: Value, constants: Container[Value]) -> bool:
     """Whether nobody writes to a constant, nor to what it is made from."""
-    first = value.args[0] if value.args else None
-    made = isinstance(first, Value) and value.node.target not in NEW and first not in constants
+    first = value.args[:1] if name_of(value) not in COMPUTING else value.args
+    made = value.node.target not in NEW and any(isinstance(part, Value) and part not in constants for part in first)
     return not made and all(_only_reads(user, value, constants) for user in value.users)
 
 
@@ -143,11 +150,27 @@ def _constant(value: Value, constants: Mapping[Value, Tensor]) -> Tensor | None:
         return first if fits and all(_is_type(part) for part in (*value.args[1:], *options.values())) else None
     if isinstance(first, Tensor) and name == "expand_as" and len(value.args) == 2:
         return first
+    if name in COMPUTING and not value.kwargs and not written(value):
+        return _computed(value, constants)
     if name in MADE and value.node.target is MADE[name]:
         return _made(MADE[name], value.args, value.kwargs)
     if name in NEW and isinstance(first, Value) and value.node.op == "call_method" and is_real(first):
         return _made(NEW[name], value.args[1:], {"dtype": torch.float64, **value.kwargs})
     return None
+
+
+def _computed(value: Value, constants: Mapping[Value, Tensor]) -> Tensor | None:
+    """What is computed of constants alone, as the forward does if their types are known; None if it needs a value."""
+    args = [constants.get(part, part) if isinstance(part, Value) else part for part in value.args]
+    if any(isinstance(part, Value) for part in args) or not all(isinstance(part, Tensor | Real) for part in args):
+        return None
+    function: Any = value.node.target
+    args = [part.detach() if isinstance(part, Tensor) else part for part in args]
+    try:
+        result = getattr(args[0], function)(*args[1:]) if isinstance(function, str) else function(*args)
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return result if isinstance(result, Tensor) else None
 
 
 def _of_rank(

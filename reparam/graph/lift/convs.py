@@ -140,7 +140,7 @@ def conv_function(value: Value, known: Known) -> Lifted:
         names = enumerate(("dilation", "transposed", "output_padding", "groups"), 5)
         options |= {name: argument(value, place, name) for place, name in names}
     if any(_depends(option) for option in options.values()):
-        return Refusal("conv_after_conv", "its stride, padding or dilation depends on the input")
+        return Refusal("conv_after_conv", "its stride, padding, dilation or number of groups depends on the input")
     return _convolution(
         source,
         numbers_of(lambda: weight),

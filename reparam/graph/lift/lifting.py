@@ -24,6 +24,7 @@ from reparam.graph.lift.slices import spatial_slice
 from reparam.graph.net import Value
 from reparam.graph.operation import Operation
 from reparam.graph.sizes import is_idle, is_plain
+from reparam.graph.structures import values_in
 
 LIFTINGS: Final[tuple[Lifting, ...]] = (
     conv_module,
@@ -56,7 +57,7 @@ IN_PLACE: Final = Refusal("in_place", "it writes into memory that is read again 
 
 def lift(value: Value, known: Known, liftings: tuple[Lifting, ...] = LIFTINGS) -> Lifted:
     """The formula of an operation; a refusal if it could be linear and is not; None for everything else."""
-    if value.node.op == "placeholder" or is_plain(value):
+    if value.node.op == "placeholder" or is_plain(value) or _of_constants(value):
         return None
     changing = "" if value.module is None else changing_weights(value.module)
     if changing:
@@ -75,6 +76,11 @@ def lift(value: Value, known: Known, liftings: tuple[Lifting, ...] = LIFTINGS) -
         result = replace(result, covers=(*result.covers, *made))
     refused = _unsafe(value, result, known)
     return refused if refused is not None else _sized(result, known)
+
+
+def _of_constants(value: Value) -> bool:
+    """Whether an operation is computed of constants alone."""
+    return bool(value.inputs) and not any(True for _ in values_in((value.args, value.kwargs)))
 
 
 def _sized(operation: Operation, known: Known) -> Operation:
