@@ -10,7 +10,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import SIZES, Beside, C, becomes, conv, conv_norm, count, fuse_purely, images, is_fused, ready, same
+from nets import (
+    SIZES,
+    Beside,
+    C,
+    becomes,
+    conv,
+    conv_norm,
+    count,
+    fuse_purely,
+    images,
+    is_fused,
+    randomise,
+    ready,
+    same,
+)
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -1073,12 +1087,33 @@ CONSTANTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "new_tensor": lambda m, x: m.conv(x) * x.new_tensor([1.0, -2, 3, 0.5, 5, 7]).view(-1, 1, 1),
     "expand_as": behind(lambda m, y: y * m.g.expand_as(y)),
     "new_full": lambda m, x: m.conv(x) - x.new_full((1, C, 1, 1), 0.3),
+    "computed": lambda m, x: m.conv(x) * (m.g.to(x.dtype) * 2 + torch.ones(C, 1, 1, device=x.device)),
+    "computed of the result": behind(lambda m, y: y + torch.exp(-m.g.to(y.dtype)) / 3),
 }
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_a_constant_in_the_type_of_a_value_is_a_constant(name: str) -> None:
     becomes(ready(WithConstants(CONSTANTS[name])), *map(images, SIZES), conv=1, add=0, calls=2)
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["read", "written"])
+def test_a_weight_made_on_the_device_of_a_value(written: bool) -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.lower = conv(3), nn.Parameter(torch.randn(C, C))
+            self.register_buffer("mask", torch.tril(torch.ones(C, C), -1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            one = torch.eye(C, device=x.device)
+            weight = (self.lower * self.mask + one) @ (one + 2 * self.mask.T)
+            y = F.conv2d(self.conv(x), weight.view(C, C, 1, 1)).relu()
+            return y * one.mul_(2).mean() if written else y
+
+    model = randomise(Mixing()).eval()
+    fused = becomes(model, *(images(size).float() for size in SIZES), tolerance=1e-5, conv=2 if written else 1)
+    assert not [refusal for refusal in reparam.receipt(fused).left if refusal.rule == "check"]
 
 
 NO_CONSTANTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
@@ -1111,3 +1146,172 @@ def test_a_constant_in_a_type_that_may_be_an_integer_is_cut_off(constant: Callab
 
     model = ready(Masked(lambda m, x: x))
     becomes(model, (images(), torch.ones(3, dtype=torch.int64)), (images(), images()), conv=1, product=1)
+
+
+# --- transposed convolutions ----------------------------------------------------------------------
+
+
+class Rising(nn.Module):
+    """A step up in a net like a U; subclasses say how the two ways meet."""
+
+    def __init__(self, kernel: int = 3, width: int = C) -> None:
+        super().__init__()
+        self.pre = nn.Conv2d(C, C, 1, bias=False)
+        self.up, self.skip = nn.ConvTranspose2d(C, C, kernel, 2, 1), conv(1)
+        self.norm = nn.BatchNorm2d(width)
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, F.max_pool2d(x, 2, ceil_mode=True)
+
+
+class SizedByKeyword(Rising):
+    def forward(self, x: Tensor) -> Tensor:
+        skip, y = self.both(x)
+        return F.relu(self.norm(self.up(self.pre(y), output_size=skip.shape[-2:]))) + skip
+
+
+class SizedByPosition(Rising):
+    def forward(self, x: Tensor) -> Tensor:
+        skip, y = self.both(x)
+        return F.relu(self.norm(self.up(self.pre(y), skip.size()) * 0.5 + 1)) + skip
+
+
+class SizedByList(Rising):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(self.pre(self.both(x)[1]), output_size=[x.shape[2], x.shape[3]])
+        return F.relu(self.norm(y)) + x
+
+
+@pytest.mark.parametrize("kind", [SizedByKeyword, SizedByPosition, SizedByList])
+def test_a_transposed_convolution_whose_size_is_asked_for(kind: type[Rising]) -> None:
+    becomes(ready(kind()), *map(images, SIZES), conv=1, norms=0)
+
+
+class SizedInTwoWays(Rising):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.both(x)[1]
+        return F.relu(self.up(y, output_size=x.shape[2:]) + self.up(y, output_size=[x.shape[2], x.shape[3]]) + x)
+
+
+class SizedTwins(Rising):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.ConvTranspose2d(C, C, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.both(x)[1]
+        return F.relu(self.up(y, x.shape[2:]) + self.other(y, x.shape[2:]) + x)
+
+
+class SizedSum(Rising):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.up(self.both(x)[1], output_size=x.shape[2:]) + self.skip(x)))
+
+
+@pytest.mark.parametrize("kind", [SizedInTwoWays, SizedTwins, SizedSum])
+def test_what_asks_for_its_size_stays_where_it_is_called(kind: type[nn.Module]) -> None:
+    becomes(ready(kind()), *map(images, SIZES), conv=2)
+
+
+class JoinedWays(Rising):
+    def forward(self, x: Tensor) -> Tensor:
+        skip, y = self.both(x)
+        return F.relu(self.norm(torch.cat([self.up(y, output_size=skip.shape[2:]), self.skip(skip)], 1)))
+
+
+class JoinedWaysOfEvenSize(Rising):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(torch.cat([self.up(F.max_pool2d(x, 2)), self.skip(x)], 1)))
+
+
+class AddedWays(Rising):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.up(F.max_pool2d(x, 2)) + self.skip(x)))
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [
+        (lambda: JoinedWays(3, 2 * C), SIZES),
+        (lambda: JoinedWaysOfEvenSize(4, 2 * C), [(12, 8), (8, 10)]),
+        (lambda: AddedWays(4), [(12, 8), (8, 10)]),
+    ],
+    ids=["joined", "joined, even", "added"],
+)
+def test_a_norm_of_two_ways_that_meet_at_one_size(model: Callable[[], Rising], sizes: Any) -> None:
+    fused = becomes(ready(model()), *map(images, sizes), conv=2, norm=0, norms=0)
+    assert not [refusal for refusal in reparam.receipt(fused).left if refusal.rule == "check"]
+
+
+# --- sums that other libraries write --------------------------------------------------------------
+
+
+class EinopsSum(Listed):
+    """``einops.reduce(torch.stack(...), "k b c h w -> b c h w", "sum")``, as einops does it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.stack([branch(x) for branch in self.branches])
+        shape = y.shape
+        _ = [1 * size for size in (shape[0], shape[1], shape[2], shape[3])]
+        return y.permute([1, 2, 3, 4, 0]).sum(dim=(4,))
+
+
+def test_a_sum_over_an_axis_that_was_put_last() -> None:
+    becomes(ready(EinopsSum()), *map(images, SIZES), **ONE, calls=1, norms=0)
+
+
+@pytest.mark.parametrize(("order", "dim"), [((0, 1, 3, 4, 2), 0), ((1, 0, 2, 3, 4), 0), ((1, 2, 0, 3, 4), -1)])
+def test_a_sum_over_a_stack_in_another_order_is_none_of_its_values(order: tuple[int, ...], dim: int) -> None:
+    class Turned(Listed):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([branch(x) for branch in self.branches]).permute(*order).sum(dim) * 2
+
+    fused = becomes(ready(Turned()), *map(images, SIZES), conv=2)
+    assert not [refusal for refusal in reparam.receipt(fused).left if refusal.rule == "check"]
+
+
+class LowRankUpdate(nn.Module):
+    """A linear layer with a low-rank update, on tokens that were made of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full, self.down, self.up = nn.Linear(C, C), nn.Linear(C, 2, bias=False), nn.Linear(2, C, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.flatten(2).transpose(1, 2)
+        return self.full(y) + 0.5 * self.up(self.down(y))
+
+
+def test_linear_branches_behind_a_change_of_layout() -> None:
+    becomes(ready(LowRankUpdate()), *map(images, SIZES), product=1, add=0, linears=1)
+
+
+class Shifted(nn.Module):
+    """Shifts and scales by one number, as in Fixup."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv(3), conv(1)
+        self.before, self.behind = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        return self.second(x + self.before) * self.scale + self.behind + x
+
+
+def test_one_number_for_all_channels_of_an_input() -> None:
+    becomes(ready(Shifted()), *map(images, SIZES), conv=2, add=0, calls=3)
+
+
+class OfIntegers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, 4, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv((x / 255 - 0.5) / 0.5)
+
+
+def test_an_image_of_integers_stays_one() -> None:
+    becomes(ready(OfIntegers()).float(), torch.arange(2 * C * 16, dtype=torch.uint8).view(2, C, 4, 4), conv=1, calls=4)

@@ -32,7 +32,7 @@ def needs_map(conv: Conv) -> bool:
 
 def may_map(conv: Conv) -> bool:
     """Whether the lengths of the input are fixed, so that such a map can be made."""
-    return conv.one_size and bool(conv.lengths)
+    return conv.one_size and bool(conv.lengths) and not conv.sized
 
 
 def mapped_size(conv: Conv, size: Ints | None) -> Ints | None:

@@ -135,6 +135,8 @@ def common_box(a: Conv, b: Conv) -> Conv | Refusal:
         return Refusal(RULE, "one branch is a transposed convolution, the other is not")
     if a.stride != b.stride:
         return Refusal(RULE, f"strides differ: {a.stride} and {b.stride}", "give the branches one stride")
+    if a.sized or b.sized:
+        return Refusal(RULE, "the size of a transposed convolution is asked for where it is called")
     if a.transposed and a.output_padding != b.output_padding:
         return Refusal(RULE, f"output paddings differ: {a.output_padding} and {b.output_padding}")
     if a.slack != b.slack:

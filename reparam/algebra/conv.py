@@ -51,6 +51,7 @@ class Conv:
         fill: ``(in,)``, the constant that extends the input; None: zeros.
         transposed: the map scatters, as ``nn.ConvTranspose2d`` does.
         output_padding: of a transposed convolution.
+        sized: how many results there are is asked for where it is called, in place of ``output_padding``.
         moves: every output is one of the inputs: nothing is computed.
         order: how the axes of the input, the batch among them, stand in the result, as for ``torch.permute``; None: as
             they are. Then ``axes`` is that of the input.
@@ -78,6 +79,7 @@ class Conv:
     fill: Tensor | None = None
     transposed: bool = False
     output_padding: Ints = ()
+    sized: bool = False
     moves: bool = False
     order: Ints | None = None
     lengths: Ints | None = None

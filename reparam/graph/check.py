@@ -13,7 +13,7 @@ from reparam.graph.evaluate import Evaluator, evaluate
 from reparam.graph.net import Frame, Value
 from reparam.graph.net_plan import NetPlan
 from reparam.graph.run import Evaluation, run, units
-from reparam.graph.trial import BATCH, OUTPUTS, ROOM, length, margin
+from reparam.graph.trial import BATCH, OUTPUTS, ROOM, length, lengths_together, margin
 
 TOLERANCE: Final = 1e-9
 
@@ -50,15 +50,18 @@ def _region_error(
     for trial, outputs in enumerate(OUTPUTS):
         generator = torch.Generator().manual_seed(trial)
         inputs: dict[Value, Tensor] = {}
-        for root, conv in formula.terms.items():
+        most = max(conv.axes for conv in formula.terms.values())
+        convs = list(formula.terms.values())
+        sizes = [lengths_together(convs, axis, outputs + extra, trial) for axis in range(most)]
+        for place, (root, conv) in enumerate(formula.terms.items()):
             assert isinstance(root, Value)
             meant = plan.aliases.get(root, root)
             if meant in inputs:
                 inputs[root] = inputs[meant]
                 continue
             shape = [BATCH[trial], conv.in_channels or formula.channels or 3]
-            axes = conv.axes if conv.in_channels else max(c.axes for c in formula.terms.values())
-            shape += [length(conv, axis, outputs + extra, trial) for axis in range(axes)]
+            axes = conv.axes if conv.in_channels else most
+            shape += [sizes[axis][place] for axis in range(axes)]
             if formula.size is not None:
                 given = [length(conv, axis, size - axis % 2, 0) for axis, size in enumerate(formula.size)]
                 shape[2:] = conv.lengths or given
@@ -107,13 +110,14 @@ def group_error(plan: NetPlan, norm: Value, members: list[Value]) -> float:
                     result = evaluate(formulas[member], {wrap.root: skipped.value(wrap.root)})
                     pairs.append((whole.value(member), result))
             else:
-                for formula in formulas.values():
-                    for root, conv in formula.terms.items():
-                        assert isinstance(root, Value)
-                        shape = [2, conv.in_channels] if conv.axes else _tokens(plan, root, conv.in_channels)
-                        wide = outputs + max(room, 2) + extra
-                        shape += [length(conv, axis, wide, trial) for axis in range(conv.axes)]
-                        inputs.setdefault(root, torch.randn(shape, generator=generator, dtype=torch.float64))
+                terms = [(root, conv) for formula in formulas.values() for root, conv in formula.terms.items()]
+                convs, wide = [conv for _, conv in terms], outputs + max(room, 2) + extra
+                sizes = [lengths_together(convs, axis, wide, trial) for axis in range(max(conv.axes for conv in convs))]
+                for place, (root, conv) in enumerate(terms):
+                    assert isinstance(root, Value)
+                    shape = [2, conv.in_channels] if conv.axes else _tokens(plan, root, conv.in_channels)
+                    shape += [sizes[axis][place] for axis in range(conv.axes)]
+                    inputs.setdefault(root, torch.randn(shape, generator=generator, dtype=torch.float64))
                 new: dict[Value, Tensor] = {}
                 for member, formula in formulas.items():
                     new[member] = evaluate(formula, {r: inputs[r] for r in formula.terms if isinstance(r, Value)})

@@ -1,7 +1,7 @@
 """Copies of modules with other tensors in them, made without copying the old ones."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, Final
 
@@ -88,7 +88,7 @@ def precise_copy(module: nn.Module) -> nn.Module:
 
     found = shallow(module, once)
     if found is None:
-        for given in (*module.parameters(), *module.buffers()):
+        for given in (*module.parameters(), *module.buffers(), *_computed(module)):
             once(given)
         found = copy.deepcopy(module, made).to(
             device="cpu", dtype=torch.float64
@@ -102,17 +102,27 @@ def precise_tensor(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", dtype, copy=True)
 
 
+def _computed(module: nn.Module) -> Iterator[Tensor]:
+    """Tensors that modules hold as plain attributes with a gradient, as old hooks leave them: torch copies none."""
+    for part in module.modules():
+        yield from (value for value in part.__dict__.values() if isinstance(value, Tensor) and not value.is_leaf)
+
+
 def _is_parameter(tensor: Tensor) -> bool:
     return type(tensor) is nn.Parameter and tensor.is_floating_point()
 
 
 def copies_of_layers(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
-    """The memo of ``copy.deepcopy`` with the layers of torch that hold nothing but tensors and plain values, copied."""
+    """The memo of ``copy.deepcopy`` with the layers of torch that hold nothing but tensors and plain values, copied.
+
+    So are tensors that were computed with a gradient, which torch does not copy.
+    """
 
     def copied(tensor: Tensor) -> Tensor:
         result: Tensor = copy.deepcopy(tensor, memo)
         return result
 
+    memo.update({id(tensor): tensor.detach().clone() for tensor in _computed(model)})
     for module in model.modules():
         if type(module).__module__.startswith("torch.nn.modules.") and not module._modules and id(module) not in memo:
             layer = shallow(module, copied)

@@ -113,7 +113,7 @@ class Draft:
             return Refusal("boundary", f"{value.name} is not linear")
         if value in self.held:
             reader = self.held[value]
-            user = f"{reader.name} at {reader.path or 'the root'}" if reader is not None else "the caller"
+            user = "the caller" if reader is None else placed(reader)
             return Refusal("used_elsewhere", f"its value is also read by {user}", "read it once")
         return self.stays(value)
 
@@ -166,7 +166,7 @@ class Draft:
         if refused is None:
             others = [r for r in self.readers.get(value, ()) if r is not reader and r not in chosen]
             if others:
-                refused = Refusal("used_elsewhere", f"its value is also read by {others[0].name} at {others[0].path}")
+                refused = Refusal("used_elsewhere", f"its value is also read by {placed(others[0])}")
         if refused is not None:
             return formula, refused
         result = self.inline(formula, value, reader, chosen, inner)
@@ -219,6 +219,11 @@ class Draft:
     def refuse(self, value: Value, reader: Value, refusal: Refusal) -> None:
         """Note why ``value`` does not disappear into ``reader``."""
         self.plan.refusals[value, reader] = refusal.at(value.path, value.name, reader.name)
+
+
+def placed(value: Value) -> str:
+    """An operation and where it stands, for a reader."""
+    return f"{value.name} at {value.path or 'the root'}"
 
 
 def _written_by(writer: Value) -> Refusal:

@@ -2,7 +2,7 @@
 
 ``nn.BatchNorm1d`` has its channels on the second axis: that is the last one of ``(N, C)`` and not of ``(N, C, L)``.
 Where the code alone does not tell which it gets, a norm beside a linear layer is read as the first, and input of
-another rank is an error.
+another rank is an error. So is an image without a batch where a scale was shaped for one with a batch.
 """
 
 import torch
@@ -21,7 +21,7 @@ def require_rank(x: Tensor, rank: int) -> Tensor:
     """
     torch._assert(
         x.dim() == rank,
-        "a norm was fused for input of one rank and got another: pass example_inputs of this rank to fuse",
+        "a norm or scale was fused for input of one rank and got another: pass example_inputs of this rank to fuse",
     )
     return x
 

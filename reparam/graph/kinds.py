@@ -42,6 +42,12 @@ PRODUCTS: Final = frozenset(["mul", "div"])
 ADDED_PRODUCTS: Final = frozenset(["addcmul", "addcdiv"])
 
 
+def asks_size(value: Value) -> bool:
+    """Whether a transposed convolution is called with the size of its result."""
+    transposed = isinstance(value.module, nn.modules.conv._ConvTransposeNd)
+    return transposed and argument(value, 1, "output_size") is not None
+
+
 def keeps_channels(value: Value) -> bool:
     """Whether the result has the channels of the input, of another type perhaps."""
     return passes_on(value) or name_of(value) in ("to", "type_as", "zeros_like")

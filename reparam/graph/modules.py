@@ -111,6 +111,8 @@ def _weights(plan: NetPlan, value: Value) -> Iterator[Tensor]:
         return
     if value.module is not None:
         weight = getattr(value.module, "weight", None)
+        if "weight" in value.module.__dict__:  # a hook computes it anew, of what is held
+            weight = next((t for t in value.module._parameters.values() if t is not None and t.dim() > 1), weight)
         if isinstance(weight, Tensor):
             yield weight
         return

@@ -94,6 +94,7 @@ class Value:
         users: values that have it among their arguments.
         returned: whether it is part of the result of the net.
         shared: whether the module that is called is called elsewhere, too.
+        rank: of its inputs, that its constants are made for; None: they hold for every one.
         declared: what a user declared of it, if it is linear by declaration; then it only computes its result.
     """
 
@@ -107,6 +108,7 @@ class Value:
     users: "list[Value]" = field(default_factory=list)
     returned: bool = False
     shared: bool = False
+    rank: int | None = None
     declared: "Declared | None" = None
 
     @property

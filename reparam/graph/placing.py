@@ -125,6 +125,8 @@ def place(
         swap = _swap(path, formula, operations, site, shared)
         if swap is not None and not site.exposed(members, covered, swap):
             return swap
+    if any(conv.sized for conv in formula.terms.values()):
+        return Refusal("place", "its size is asked for where it is called", "use output_padding")
     candidates = [value for value in (path if chain else path[::-1]) if value not in shared]
     if chain:
         candidates.sort(key=lambda v: _size(operations[v]), reverse=True)
@@ -161,7 +163,8 @@ def _swap(
     ]
     if not convs:
         return None
-    at = max(convs, key=lambda v: (_size(operations[v]), -v.index))
+    sized = [value for value in convs if next(iter(operations[value].terms.values())).sized]
+    at = max(sized or convs, key=lambda v: (_size(operations[v]), -v.index))
     (root,) = operations[path[-1]].terms
     (operand,) = operations[at].terms
     for value in path:

@@ -179,7 +179,7 @@ class _Planner:
                 else:
                     later.append(root)
             pending = later if grown else []
-        chosen, formula = self.pruning.prune(reader, chosen, formula)
+        chosen, formula = self.pruning.prune(reader, *self.pruning.in_order(reader, chosen, formula))
         if not chosen:
             if apart is not None:
                 self.draft.refuse(seed, reader, apart)

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from torch.fx.proxy import TraceError
 
 from reparam.graph.callers import LOOKS_UP, is_asked_for, is_looked_up, is_read_as_attribute, is_spelled
+from reparam.graph.splices import ITERATED, Rest, rests
 
 EXAMPLE: Final = "example"  # node.meta: a meta tensor, or a structure of them, of the sizes of the example input
 PLAIN: Final = "plain"  # node.meta: the value is a size, a data type, ..., not a tensor
@@ -49,6 +50,7 @@ ATTRIBUTE_KINDS: Final[Mapping[str, type]] = MappingProxyType(
         "layout": torch.layout, "requires_grad": bool, "itemsize": int,
     }
 )  # fmt: skip
+RANK_NAMES: Final = ("ndim", "dim", "ndimension")
 PLAIN_CALLS: Final = frozenset(
     (
         "size",
@@ -131,6 +133,10 @@ class Traced(fx.Proxy):
                 raise AttributeError(f"a tensor has no {name}")
         if name in METHODS_IN_PLACE:
             return lambda *args, **options: self._add_in_place(name, args, options)
+        ranks = self.tracer.ranks  # type: ignore[attr-defined]
+        if ranks is not None and name in RANK_NAMES and not self.node.meta.get(PLAIN):
+            rank = ranks.rank(self.node)
+            return rank if name == "ndim" else lambda: rank
         example = self.node.meta.get(EXAMPLE)
         if isinstance(example, Tensor):
             concrete = _concrete(self, example, name)
@@ -214,13 +220,16 @@ def _unpacked(proxy: Any, frame: FrameType) -> Iterator[Any]:
         if instruction.offset == frame.f_lasti and instruction.opname == "UNPACK_SEQUENCE":
             assert isinstance(instruction.argval, int)
             return iter([proxy[i] for i in range(instruction.argval)])
-    raise TraceError("a value is iterated over, and its length depends on the input")
+    found = rests(proxy, frame) if proxy.tracer.splices and proxy.node.meta.get(PLAIN) else None
+    if found is None:
+        raise TraceError(ITERATED)
+    return found
 
 
 def has_traced(value: Any) -> bool:
     """Whether a structure of arguments holds a traced value."""
     kind = type(value)
-    if kind is Traced or issubclass(kind, fx.Proxy):
+    if kind is Traced or kind is Rest or issubclass(kind, fx.Proxy):
         return True
     if isinstance(value, dict | Mapping):
         return any(has_traced(v) for v in value.values())

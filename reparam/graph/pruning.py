@@ -33,6 +33,17 @@ class Pruning:
                 chosen, formula = fewer, rebuilt
         return chosen, formula
 
+    def in_order(
+        self, reader: Value, chosen: dict[Value, None], formula: Affine
+    ) -> tuple[dict[Value, None], Affine]:
+        """A step that would need another order of the axes, without the first values, which bring that about."""
+        if not any(conv.order is not None for conv in formula.terms.values()):
+            return chosen, formula
+        turned = {v for v in chosen if any(conv.order is not None for conv in self.plan.operations[v].terms.values())}
+        fewer = {v: None for v in chosen if v not in turned}
+        rebuilt = self.rebuild(reader, fewer) if fewer else None
+        return (chosen, formula) if rebuilt is None else (fewer, rebuilt)
+
     def _alone(self, reader: Value, chosen: Mapping[Value, None]) -> list[Value]:
         """Chosen summands all of whose inputs are reached on one path only."""
         paths: dict[Value, int] = {reader: 1}

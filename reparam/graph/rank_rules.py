@@ -85,8 +85,10 @@ def spatial_axes(value: Value) -> int:
     return int(name[-2]) if name[:-2] in SPATIAL and name[-2:-1].isdigit() else 0
 
 
-def flattened(known: Rank, start: int, end: int) -> Rank:
-    """The rank after the axes from ``start`` to ``end`` became one."""
+def flattened(known: Rank, start: Any, end: Any) -> Rank:
+    """The rank after the axes from ``start`` to ``end``, which may depend on the input, became one."""
+    if not isinstance(start, int) or not isinstance(end, int):
+        return UNKNOWN
     if start >= 0 and end == -1:
         return Rank(start + 1, start + 1)
     if (start < 0) == (end < 0):
@@ -107,8 +109,9 @@ def _number_of_sizes(value: Value) -> Rank:
 def _reduced(value: Value, known: Rank) -> Rank:
     """``mean``, ``sum``, ...: the axes that are named vanish."""
     dim = argument(value, 1, "dim", value.kwargs.get("axis"))
-    if argument(value, 2, "keepdim", False):
-        return known
+    keep = argument(value, 2, "keepdim", False)
+    if keep:
+        return known if keep is True else UNKNOWN
     if dim is None:
         return Rank(0, 0)
     if isinstance(dim, list | tuple):

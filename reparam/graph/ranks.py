@@ -43,7 +43,7 @@ def infer_ranks(net: Net, shapes: Mapping[Value, Shape] | None = None) -> dict[V
         shapes: of some values, in an example.
     """
     ranks = {value: Rank(len(shape), len(shape)) for value, shape in (shapes or {}).items()}
-    facts = [(value, _demanded(value), tensor_input(value) if _keeps_rank(value) else None) for value in net.values]
+    facts = [(value, _demanded(value), tensor_input(value) if keeps_rank(value) else None) for value in net.values]
     for _ in range(3):
         before = dict(ranks)
         for value, (source, demanded), _ in facts:
@@ -64,7 +64,7 @@ def _note(ranks: dict[Value, Rank], value: Value, rank: Rank) -> None:
         ranks[value] = rank
 
 
-def _keeps_rank(value: Value) -> bool:
+def keeps_rank(value: Value) -> bool:
     """Whether the result has the rank of the input."""
     if value.module is not None:
         kind = stock(value.module)
@@ -117,7 +117,7 @@ def _forward(value: Value, ranks: Mapping[Value, Rank]) -> Rank:
     axes = spatial_axes(value)
     if axes:
         return known.both(Rank(axes + 1, axes + 2))
-    if _keeps_rank(value):
+    if keeps_rank(value):
         return known
     rule = RULES.get(name_of(value))
     return UNKNOWN if rule is None else rule(value, known, ranks)

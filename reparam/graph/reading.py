@@ -19,6 +19,7 @@ from reparam.graph.entry_methods import forget_classes
 from reparam.graph.going_through import noting_all
 from reparam.graph.proxy import PLAIN, Traced, has_traced, kind_of_plain
 from reparam.graph.signatures import forget_signatures
+from reparam.graph.splices import ITERATED, has_rest
 from reparam.graph.tracer import Tracer
 
 _TENSOR: Final = torch.empty(0, device="meta")
@@ -44,6 +45,8 @@ def traced_builtins(opens: bool, numbers: bool) -> Iterator[None]:
 
     def traced_len(value: Any) -> Any:
         if type(value) is not Traced:
+            if ACTIVE[-1].splices and type(value) in (list, tuple) and has_rest(value):
+                raise TraceError(ITERATED)
             return plain_len(value)
         count = value.tracer.known_length(value.node)  # type: ignore[attr-defined]
         return value.tracer.create_proxy("call_function", plain_len, (value,), {}) if count is None else count

@@ -123,6 +123,9 @@ class Rewrite:
         gone: set[Value] = set()
         for plan in {fused.plan for fused in self.regions}:
             gone |= plan.inlined.keys() | plan.handed.keys()
+        for fused in self.regions:
+            members = (fused.value, *fused.plan.absorbed(fused.value))
+            gone.update(part for member in members for part in fused.plan.operations[member].covers)
         tainted: set[fx.Node] = set()
         for node in self.graph.nodes:
             sources = node.all_input_nodes

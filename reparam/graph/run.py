@@ -1,4 +1,8 @@
-"""Run operations of a net in float64 on the CPU."""
+"""Run operations of a net in float64 on the CPU.
+
+A transposed convolution gives as many results as its own settings say: a size that it is asked for belongs to the whole
+net, and adds or cuts results at the end alone.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, final
@@ -9,6 +13,7 @@ from torch import Tensor, nn
 from reparam.graph.calls import name_of
 from reparam.graph.channels import SPLITS
 from reparam.graph.clones import precise_copy, precise_tensor
+from reparam.graph.kinds import asks_size
 from reparam.graph.net import Frame, Value
 from reparam.graph.sizes import is_plain
 
@@ -26,7 +31,7 @@ class Evaluation:
         pending = [wanted]
         while pending:
             value = pending[-1]
-            missing = [v for v in value.inputs if v not in self.env]
+            missing = [v for v in _needed(value) if v not in self.env]
             if value in self.env:
                 pending.pop()
             elif missing:
@@ -49,13 +54,20 @@ def units(region: list[Value], dead: Set[Value]) -> list[Value | Frame]:
         frame: Frame | None = member.frame
         while frame is not None and frame.parent is not None:
             if frame not in whole:
-                whole[frame] = all(v in inside for v in frame.below())
+                whole[frame] = all(v in inside for v in frame.below()) and not _computes_weights(frame)
             result = frame.parent.env.get(frame.call) if frame.call is not None else None
             if not whole[frame] or not isinstance(result, Value) or result not in inside:
                 break
             unit, frame = frame, frame.parent
         units[unit] = None
     return list(units)
+
+
+def _computes_weights(frame: Frame) -> bool:
+    """Whether a call computes constants that were rounded when it was read: run in float64, it has others."""
+    made = (tensor for name, tensor in frame.trace.tensors.items() if name.startswith("_constant"))
+    rounded = any(tensor.is_floating_point() and tensor.dtype is not torch.float64 for tensor in made)
+    return rounded or any(map(_computes_weights, frame.children))
 
 
 def run(
@@ -71,7 +83,7 @@ def run(
             assert member.call is not None
             env[member.parent.env[member.call]] = _call(member, env, modules)
             continue
-        for number in member.inputs:
+        for number in _needed(member):
             if number not in env and (is_plain(number) or name_of(number) in SPLITS):
                 env[number] = Evaluation(env, modules).value(number)
         env[member] = _result(member, env, modules)
@@ -105,7 +117,15 @@ def result_on_meta(value: Value, env: Mapping[Value, Any]) -> Any:
     return torch.func.functional_call(value.module, tensors, args, dict(kwargs))
 
 
+def _needed(value: Value) -> tuple[Value, ...]:
+    """The inputs that are looked at."""
+    return value.inputs[:1] if asks_size(value) else value.inputs
+
+
 def _result(value: Value, env: Mapping[Value, Any], modules: dict[int, nn.Module]) -> Any:
+    if asks_size(value):
+        assert value.module is not None
+        return _copy(value.module, modules)(env[value.inputs[0]])
     args, kwargs = _fill(value.args, env, precise_tensor), _fill(value.kwargs, env, precise_tensor)
     if value.module is not None:
         return _copy(value.module, modules)(*args, **kwargs)

@@ -34,6 +34,11 @@ def is_plain(value: Value) -> bool:
     return bool(value.node.meta.get(PLAIN)) or name_of(value) in SIZE_CALLS
 
 
+def is_idle(value: Value) -> bool:
+    """Whether a value is a size, or the like, from which nothing but others of the kind is computed."""
+    return is_plain(value) and not value.returned and all(is_idle(user) for user in value.users)
+
+
 def whole_shape(value: Value) -> bool:
     """Whether an operation reads all sizes of its input: ``x.shape``, ``x.size()``."""
     name = name_of(value)

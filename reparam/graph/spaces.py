@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from reparam.graph.calls import argument, held_shape, name_of, stock, tensor_input
 from reparam.graph.channels import picked, rest
+from reparam.graph.constants import is_real
 from reparam.graph.kinds import (
     CONVS,
     NORM_AXES,
@@ -27,6 +28,7 @@ from reparam.graph.proxy import assign
 from reparam.graph.rank_rules import UNKNOWN, Rank, permutation
 from reparam.graph.ranks import infer_ranks
 from reparam.graph.shapes import Shape
+from reparam.graph.sizes import is_plain
 from reparam.graph.space import Space
 from reparam.graph.stacks import summands
 
@@ -251,6 +253,20 @@ def einsum_scale(value: Value) -> Space | None:
     return None if axes is None else Space(parsed[2].shape[0], axes)
 
 
+def _alone(value: Value, ranks: Mapping[Value, Rank]) -> Value | None:
+    """The one operand that gives a sum or product its shape, beside numbers and constants of one element.
+
+    It must be of a floating-point type for certain: a convolution takes ``image / 255`` of integers, and not these.
+    """
+    found = operands(value)
+    least = ranks.get(value, UNKNOWN).least
+    if any(isinstance(a, Tensor) and (a.numel() > 1 or a.dim() >= least) for a in found):
+        return None
+    values = {operand for operand in found if isinstance(operand, Value) and not is_plain(operand)}
+    alone = values.pop() if len(values) == 1 and len(value.inputs) == 1 else None
+    return alone if alone is not None and is_real(alone) else None
+
+
 def _backward(
     value: Value, spaces: dict[Value, Space], shapes: Mapping[Value, Shape], ranks: Mapping[Value, Rank]
 ) -> None:
@@ -268,6 +284,9 @@ def _backward(
     elif first is not None and (keeps_channels(value) or _is_spatial(value, space)):
         spaces.setdefault(first, space)
     elif operands(value):
+        alone = _alone(value, ranks)
+        if alone is not None:
+            spaces.setdefault(alone, space)
         for operand in value.inputs:
             shape = shapes.get(operand, ())
             if (space.axes == 0 or len(shape) == space.axes + 2) and shape[-1 - space.axes :][:1] == (space.channels,):

@@ -12,7 +12,7 @@ from typing import final
 from torch import nn
 
 from reparam.algebra import Affine, Refusal
-from reparam.graph.draft import Draft
+from reparam.graph.draft import Draft, placed
 from reparam.graph.net import Value
 from reparam.graph.operation import Operation, absorbed
 from reparam.graph.passages import Spaces, lets_through, parts
@@ -168,7 +168,7 @@ def producers(
     while pending:
         value, start, behind = pending.pop()
         if readers(value) != 1:
-            return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is read more than once")
+            return Refusal("used_elsewhere", f"the value of {placed(value)} is read more than once")
         if value in operations and not lets_through(value, spaces, operations):
             space = spaces[value]
             found.append((value, Wrap(norm, start, space.channels, None, behind)))
@@ -190,7 +190,7 @@ def consumers(norm: Value, spaces: Spaces, operations: Mapping[Value, Operation]
         value, passages = pending.pop()
         readers = [user for user in value.users if not only_shape(user, value)]
         if value.returned and readers:
-            return Refusal("used_elsewhere", f"the value of {value.name} at {value.path} is also a result")
+            return Refusal("used_elsewhere", f"the value of {placed(value)} is also a result")
         if not readers:
             return Refusal("norm", "nothing linear lies in front of it, and its value is a result")
         for user in readers:

@@ -21,7 +21,9 @@ from reparam.graph.proxy import EXAMPLE
 from reparam.graph.questions import asking_types, asks_classes_of
 from reparam.graph.reading import ACTIVE, traced_builtins
 from reparam.graph.readings import call_as_users_do, holds_type, operations, reads_parts
+from reparam.graph.sequences import Ranks, holds
 from reparam.graph.snapshot import Snapshot
+from reparam.graph.splices import ITERATED
 from reparam.graph.tensor_writes import changed_meanwhile, writes_to_tensors
 from reparam.graph.tracer import Kinds, Lacking, Tracer
 from reparam.graph.unread import Unread, first_line, place_of, raised_by_user
@@ -121,7 +123,27 @@ def trace(
         closed = _follow(module, arguments, examples, method, opens=False, numbers=numbers)
         if isinstance(closed, Trace) and (isinstance(result, Unread) or not closed.otherwise):
             return closed
+    if isinstance(result, Unread) and ITERATED in result.reason and examples is None:
+        return _spliced(module, arguments, method) or result
     return result
+
+
+def _spliced(module: nn.Module, arguments: ArgumentSpec, method: str) -> Trace | None:
+    """Read a forward that puts shapes of unknown length into other sequences; None if it does more with them."""
+    for numbers in (False, True):
+        result = _follow(module, arguments, None, method, numbers=numbers, splices=True)
+        if isinstance(result, Trace):
+            break
+    else:
+        return None
+
+    def counted(ranks: Ranks) -> Trace | bool:
+        found = _follow(module, arguments, None, method, numbers=numbers, ranks=ranks)
+        if isinstance(found, Unread):
+            return found.raised or found.reason.startswith(("ValueError", "IndexError"))
+        return not found.otherwise and found
+
+    return result if not result.otherwise and holds(result, counted) else None
 
 
 def _follow(
@@ -132,6 +154,8 @@ def _follow(
     *,
     opens: bool = True,
     numbers: bool = False,
+    splices: bool = False,
+    ranks: Ranks | None = None,
 ) -> Trace | Unread:
     """Read a forward along the outcomes of its conditions that do not raise."""
     found: list[Trace] = []
@@ -139,7 +163,8 @@ def _follow(
     answers: list[bool] = []
     for _ in range(MOST_ATTEMPTS):
         tracer = Tracer(module, examples, answers, method)
-        tracer.opens, tracer.numbers = opens, numbers
+        tracer.opens, tracer.numbers, tracer.splices = opens, numbers, splices
+        tracer.ranks = ranks
         result = _attempt(tracer, arguments, method)
         answers = tracer.answers[: len(tracer.asked)]
         if not isinstance(result, _Raised):

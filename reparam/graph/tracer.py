@@ -24,7 +24,9 @@ from reparam.graph.lengths import length_in_code
 from reparam.graph.method_calls import MethodCalls
 from reparam.graph.modes import current_mode
 from reparam.graph.proxy import EXAMPLE, PLAIN, Traced, has_traced, is_plain, made_of_its_fields, meta
+from reparam.graph.sequences import Ranks
 from reparam.graph.snapshot import Snapshot
+from reparam.graph.splices import has_rest, joined, with_joined
 from reparam.graph.unread import calling_line
 from reparam.graph.watch import Watch
 
@@ -73,6 +75,8 @@ class Tracer(fx.Tracer):
         self.specialised = False
         self.opens = True  # functions marked by torch.fx.wrap
         self.numbers = False  # what is made of traced sizes
+        self.splices = False  # sequences of unknown length
+        self.ranks: Ranks | None = None  # that are assumed
         self.recast = ""
         self.written: set[str] = set()
         self.listed: set[int] = set()
@@ -122,6 +126,11 @@ class Tracer(fx.Tracer):
                 found = True
         return found
 
+    def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], *rest: Any, **options: Any) -> fx.Proxy:
+        """A new value; sizes of unknown number become one sequence."""
+        args = with_joined(self, target, args) if self.splices else args
+        return super().create_proxy(kind, target, args, *rest, **options)
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """A new node, with what is known about its value and the modes under which it runs."""
         node: fx.Node = super().create_node(*args, **kwargs)
@@ -164,6 +173,8 @@ class Tracer(fx.Tracer):
             return a.node
         if isinstance(a, Tensor):
             return self.tensor(a)
+        if self.splices and type(a) in (list, tuple) and has_rest(a):
+            return joined(self, a).node
         if isinstance(a, nn.Module):
             raise TraceError(f"a module ({type(a).__name__}) is passed as an argument")
         if (
@@ -286,7 +297,8 @@ class Tracer(fx.Tracer):
         if example is not None and (isinstance(example, list | tuple) or example.dim()):
             self.specialised = True
             return len(example)
-        return length_in_code(node, self.root)
+        assumed = None if self.ranks is None else self.ranks.length(node)
+        return length_in_code(node, self.root) if assumed is None else assumed
 
     def decide(self, node: fx.Node) -> bool:
         """The outcome of a condition on a traced value: each is tried, and all but one must raise."""

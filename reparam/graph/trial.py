@@ -1,6 +1,7 @@
 """Random input on which two forms of one operation are compared."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import prod
 from typing import Final
 
 import torch
@@ -40,10 +41,32 @@ def _reached(conv: Conv, axis: int) -> int:
     return sum(-(-abs(p) // step) for p in (conv.lo[axis], conv.hi[axis]))
 
 
+def lengths_together(convs: Sequence[Conv], axis: int, outputs: int, trial: int) -> list[int]:
+    """Input lengths for which several convolutions give the same number of outputs, ``outputs`` at least.
+
+    A transposed convolution gives some numbers only, and more outputs than it has inputs.
+    """
+    scattered = [conv for conv in convs if conv.transposed and axis < conv.axes]
+    if len(convs) < 2 or not scattered:
+        return [length(conv, axis, outputs, trial) for conv in convs]
+    wanted = range(max(outputs, 1), max(outputs, 1) + prod(conv.stride[axis] for conv in scattered))
+    fit = (n for n in wanted if all(_gathered(conv, axis, n + axis % 2) is not None for conv in scattered))
+    outputs = next(fit, outputs)
+    ends = [_gathered(conv, axis, outputs + axis % 2) if conv in scattered else None for conv in convs]
+    return [length(c, axis, outputs, trial) if n is None else n for c, n in zip(convs, ends, strict=True)]
+
+
+def _gathered(conv: Conv, axis: int, outputs: int) -> int | None:
+    """Input length for which a transposed convolution gives so many outputs; None if there is none."""
+    more = conv.output_padding[axis] if conv.output_padding else 0
+    steps, rest = divmod(outputs - 1 - more - conv.extent[axis] + conv.lo[axis] + conv.hi[axis], conv.stride[axis])
+    return steps + 1 if rest == 0 and steps >= 0 else None
+
+
 def length(conv: Conv, axis: int, outputs: int, trial: int) -> int:
     """Input length that gives as many outputs on the first axis and one more on the second, and so on in turn."""
     outputs = max(outputs, 1) + axis % 2
-    if conv.transposed or conv.identity:
+    if conv.transposed or conv.identity or axis >= conv.axes:
         return outputs
     s = conv.stride[axis]
     found = max(s * (outputs - 1) + 1 - conv.slack[axis] + (trial * (s - 1)), 1)

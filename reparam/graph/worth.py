@@ -1,16 +1,21 @@
 """What a step of a plan gains: sizes of values, work of formulas, and the policy that compares them."""
 
 from collections.abc import Iterable, Mapping
-from math import inf
+from math import inf, prod
 from typing import Final, final
+
+from torch import nn
 
 from reparam.algebra import Affine, Refusal
 from reparam.cost import NO_MORE_CONVOLUTIONS, Cost, Work, affine_work, operation_work, resolution
+from reparam.graph.calls import argument, name_of
 from reparam.graph.net import Net, Value
 from reparam.graph.operation import Operation
+from reparam.graph.rank_rules import spatial_axes
 from reparam.measure import Measured
 
 EPSILON: Final = 1e-9
+POOLS: Final = (nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._LPPoolNd)
 
 
 @final
@@ -126,5 +131,17 @@ def relative_sizes(net: Net, operations: Mapping[Value, Operation]) -> dict[Valu
             terms = operations[value].terms
             sizes[value] = max((resolution(conv, sizes[root]) for root, conv in terms.items()), default=1.0)
         else:
-            sizes[value] = max((sizes[source] for source in value.inputs), default=1.0)
+            sizes[value] = max((sizes[source] for source in value.inputs), default=1.0) / _pooled(value)
     return sizes
+
+
+def _pooled(value: Value) -> int:
+    """Elements of which a maximum pool, or another one that is not linear, makes one."""
+    axes, module = spatial_axes(value), value.module
+    if not axes or not (isinstance(module, POOLS) or name_of(value).startswith(("max_pool", "avg_pool"))):
+        return 1
+    names = enumerate(("kernel_size", "stride"), 1)
+    kernel, stride = [argument(value, at, name) if module is None else getattr(module, name) for at, name in names]
+    step = stride or kernel
+    steps = (step,) * axes if isinstance(step, int) else step
+    return prod(steps) if isinstance(steps, list | tuple) and all(isinstance(s, int) for s in steps) else 1

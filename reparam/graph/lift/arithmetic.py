@@ -17,7 +17,7 @@ from reparam.graph.matrices import subscripts
 from reparam.graph.net import Value
 from reparam.graph.operation import Numbers, Operation
 from reparam.graph.spaces import einsum_scale
-from reparam.graph.stacks import summands
+from reparam.graph.stacks import stack_of, summands
 
 
 def _combine(label: str, operands: Sequence[tuple[Any, float]], known: Known) -> Lifted:
@@ -79,7 +79,7 @@ def _sum_of_stack(value: Value, known: Known) -> Lifted:
         return None
     factor = 1.0 / len(items) if name_of(value) == "mean" else 1.0
     result = _combine("sum of stack", [(item, factor) for item in items], known)
-    return replace(result, covers=(value.args[0],)) if isinstance(result, Operation) else result
+    return replace(result, covers=stack_of(value)) if isinstance(result, Operation) else result
 
 
 def scale(value: Value, known: Known) -> Lifted:

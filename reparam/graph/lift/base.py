@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
+from types import SimpleNamespace
 from typing import Any, Self, cast, final
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from reparam.algebra import Conv, Ints, Refusal, identity
 from reparam.algebra.sources import precise
+from reparam.graph.clones import precise_copy, precise_tensor
 from reparam.graph.effects import Effects
 from reparam.graph.examples import Call
 from reparam.graph.net import Frame, Net, Value
@@ -82,19 +84,27 @@ def numbers_of(read: Callable[[], Tensor | None]) -> Numbers:
 
 
 def weight_of(module: nn.Module) -> Numbers:
-    """The weight that a module uses in eval mode, also where a hook generates it."""
+    """The weight that a module uses in eval mode, in float64 where a hook or a parametrization generates it."""
 
     def weight() -> Tensor | None:
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, WeightNorm) and hook.name == "weight":
-                made: Tensor = hook.compute_weight(module)
+                made: Tensor = hook.compute_weight(_held(module))
                 return made
             if isinstance(hook, SpectralNorm) and hook.name == "weight":
-                made = hook.compute_weight(module, do_power_iteration=False)
+                made = hook.compute_weight(_held(module), do_power_iteration=False)
                 return made
+        if parametrize.is_parametrized(module, "weight") and not any(t.is_meta for t in module.parameters()):
+            return precise_copy(module).weight  # type: ignore[return-value]
         return module.weight  # type: ignore[return-value]
 
     return numbers_of(weight)
+
+
+def _held(module: nn.Module) -> Any:
+    """The parameters and buffers of a module, by name, in float64."""
+    held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    return SimpleNamespace(**{name: tensor if tensor.is_meta else precise_tensor(tensor) for name, tensor in held})
 
 
 def bias_of(module: nn.Module) -> Numbers | None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from reparam.algebra import Border, Conv, Ints, Refusal
 from reparam.graph.calls import argument, held_shape, name_of, stock, tensor_input
-from reparam.graph.kinds import CONVS, TRANSPOSED_CONVS
+from reparam.graph.kinds import CONVS, TRANSPOSED_CONVS, asks_size
 from reparam.graph.lift.base import Known, Lifted, bias_of, generated, numbers_of, per_axis, shape_text, weight_of
 from reparam.graph.net import Value
 from reparam.graph.operation import Numbers, Operation
@@ -48,6 +48,7 @@ def _convolution(
     border: Border = Border.CONSTANT,
     transposed: bool = False,
     output_padding: Any = 0,
+    sized: bool = False,
     made: bool = False,
 ) -> Operation:
     kernel = tuple(shape[2:])
@@ -66,6 +67,7 @@ def _convolution(
         border=border,
         transposed=transposed,
         output_padding=per_axis(output_padding, axes) if transposed else (),
+        sized=sized,
     )
     label = f"{'transposed conv' if transposed else 'conv'} {shape_text(kernel)}"
     return Operation(label, {source: conv}, {source: weight}, bias, generated=made)
@@ -94,13 +96,13 @@ def conv_module(value: Value, known: Known) -> Lifted:
 
 
 def conv_transpose_module(value: Value, known: Known) -> Lifted:
-    """``nn.ConvTranspose1d``, ``2d``, ``3d``, without an output size."""
+    """``nn.ConvTranspose1d``, ``2d``, ``3d``; an output size says how many of the results there are."""
     module = value.module
     if stock(module) not in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
         return None
     assert isinstance(module, nn.modules.conv._ConvTransposeNd)
     source = tensor_input(value)
-    if source is None or len(value.args) + len(value.kwargs) > 1:
+    if source is None:
         return None
     return _convolution(
         source,
@@ -113,6 +115,7 @@ def conv_transpose_module(value: Value, known: Known) -> Lifted:
         groups=module.groups,
         transposed=True,
         output_padding=module.output_padding,
+        sized=asks_size(value),
     )
 
 
@@ -137,7 +140,7 @@ def conv_function(value: Value, known: Known) -> Lifted:
         names = enumerate(("dilation", "transposed", "output_padding", "groups"), 5)
         options |= {name: argument(value, place, name) for place, name in names}
     if any(_depends(option) for option in options.values()):
-        return Refusal("conv_after_conv", "its stride, padding or dilation depends on the input")
+        return Refusal("conv_after_conv", "its stride, padding, dilation or number of groups depends on the input")
     return _convolution(
         source,
         numbers_of(lambda: weight),

@@ -23,7 +23,8 @@ from reparam.graph.lift.pools import adaptive_pool, pool
 from reparam.graph.lift.slices import spatial_slice
 from reparam.graph.net import Value
 from reparam.graph.operation import Operation
-from reparam.graph.sizes import is_plain
+from reparam.graph.sizes import is_idle, is_plain
+from reparam.graph.structures import values_in
 
 LIFTINGS: Final[tuple[Lifting, ...]] = (
     conv_module,
@@ -56,7 +57,7 @@ IN_PLACE: Final = Refusal("in_place", "it writes into memory that is read again 
 
 def lift(value: Value, known: Known, liftings: tuple[Lifting, ...] = LIFTINGS) -> Lifted:
     """The formula of an operation; a refusal if it could be linear and is not; None for everything else."""
-    if value.node.op == "placeholder" or is_plain(value):
+    if value.node.op == "placeholder" or is_plain(value) or _of_constants(value):
         return None
     changing = "" if value.module is None else changing_weights(value.module)
     if changing:
@@ -68,11 +69,18 @@ def lift(value: Value, known: Known, liftings: tuple[Lifting, ...] = LIFTINGS) -
             break
     if result is None or isinstance(result, Refusal):
         return result
+    if value.rank is not None:
+        result = replace(result, assumed_rank=value.rank)
     made = made_for(value, result.terms)
     if made:
         result = replace(result, covers=(*result.covers, *made))
     refused = _unsafe(value, result, known)
     return refused if refused is not None else _sized(result, known)
+
+
+def _of_constants(value: Value) -> bool:
+    """Whether an operation is computed of constants alone."""
+    return bool(value.inputs) and not any(True for _ in values_in((value.args, value.kwargs)))
 
 
 def _sized(operation: Operation, known: Known) -> Operation:
@@ -100,7 +108,7 @@ def _unsafe(value: Value, operation: Operation, known: Known) -> Refusal | None:
             return Refusal("layout", f"its input has its channels elsewhere ({space}), or may broadcast")
     inside = {value, *operation.covers}
     for part in operation.covers:
-        if part.returned or any(user not in inside and (user.users or not is_plain(user)) for user in part.users):
+        if part.returned or any(user not in inside and not is_idle(user) for user in part.users):
             return Refusal("used_elsewhere", f"a part of it, {part.name}, is also read elsewhere", "compute it twice")
     if value not in known.effects.pure and (written(value) or _writes(value)) and not _returns_its_input(operation):
         return IN_PLACE

@@ -91,5 +91,7 @@ def norm_function(value: Value, known: Known) -> Lifted:
     if isinstance(gamma, Value) or isinstance(beta, Value):
         return Refusal("norm", "its scale or shift depends on the input")
     eps = argument(call, 6 if name == THREE_RESULTS else 7, "eps", 1e-5)
+    if isinstance(eps, Value):
+        return Refusal("norm", "its eps depends on the input")
     space, covers = known.space(value), () if call is value else (call,)
     return _norm(tensor_input(call), space, known, lambda: (mean, variance), lambda: (gamma, beta), eps, covers)
