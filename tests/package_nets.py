@@ -135,6 +135,7 @@ def byob(name: str, types: str, **options: Any) -> Net:
     return Net("timm", name, build, convert=timm_convert)
 
 
+STEM = "`forward_intermediates` returns the value in front of the first norm"
 TIMM = (
     byob("repvgg", "rep"),
     byob("mobileone", "one", block_kwargs={"num_conv_branches": 3}),
@@ -142,8 +143,8 @@ TIMM = (
     timm("fastvit_sa12", layers=(1, 1, 1, 1), embed_dims=(32, 32, 32, 64), sizes=((64, 64), (96, 64))),
     timm("fastvit_mci0", layers=(1, 1, 1, 1), embed_dims=(32, 32, 32, 64), sizes=((64, 64), (96, 64))),
     timm("repvit_m0_9", depth=(1, 1, 1, 1), embed_dim=(16, 24, 32, 48)),
-    timm("repghostnet_050"),
-    timm("ghostnetv3_050", sizes=((96, 96), (72, 40))),
+    timm("repghostnet_050", norms=1, note=STEM),
+    timm("ghostnetv3_050", sizes=((96, 96), (72, 40)), norms=1, note=STEM),
     timm("shvit_s1", depth=(1, 2, 2), sizes=((128, 128), (160, 128))),
     timm("levit_128s", depth=(1, 1, 1), sizes=((224, 224), (224, 224))),
     timm("levit_conv_128s", depth=(1, 1, 1), sizes=((224, 224), (224, 224))),
