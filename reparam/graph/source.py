@@ -65,7 +65,8 @@ def fixed_signature(module: nn.Module, method: str = "forward") -> str:
         return f"its {method} has no signature"
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            return f"its {method} takes *{parameter.name}"
+            stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
+            return f"its {method} takes {stars}{parameter.name}"
         if parameter.default is not parameter.empty and type(parameter.default) not in PLAIN:
             return f"the default of {parameter.name} is no plain constant"
     return ""
