@@ -179,7 +179,7 @@ class _Planner:
                 else:
                     later.append(root)
             pending = later if grown else []
-        chosen, formula = self.pruning.prune(reader, *self.pruning.in_order(reader, chosen, formula))
+        chosen, formula = self.pruning.prune(reader, chosen, formula)
         if not chosen:
             if apart is not None:
                 self.draft.refuse(seed, reader, apart)
@@ -190,7 +190,18 @@ class _Planner:
         if refusal is None and any(conv.order is not None for conv in formula.terms.values()):
             refusal = Refusal("layout", "its axes stand in another order than those of its input")
         if refusal is not None:
-            return self._look_behind(reader, seed, refusal)
+            found = self._look_behind(reader, seed, refusal)
+            return found or (refusal.rule == "layout" and self._attempt_in_order(reader, seed, chosen, formula))
+        return self._commit(reader, seed, chosen, formula)
+
+    def _attempt_in_order(self, reader: Value, seed: Value, chosen: dict[Value, None], formula: Affine) -> bool:
+        """Make a step without the values that bring another order of the axes about."""
+        chosen, formula = self.pruning.prune(reader, *self.pruning.in_order(reader, chosen, formula))
+        if any(conv.order is not None for conv in formula.terms.values()) or seed not in chosen:
+            return False
+        before = {v: self.plan.formulas[v] for v in (*chosen, reader)}
+        if self._only_arithmetic((*chosen, reader)) or self.worth.gain(before, {reader: formula}) is not None:
+            return False
         return self._commit(reader, seed, chosen, formula)
 
     def _start(self, reader: Value, seed: Value, chosen: dict[Value, None]) -> tuple[Affine, Refusal | None]:
