@@ -72,6 +72,11 @@ def held_modules(model: nn.Module) -> Held:
     return Held(modules, bound)
 
 
+def modules_in(value: Any) -> Iterator[nn.Module]:
+    """Modules that a container or an object holds."""
+    return (module for module, _ in _modules_in(value, set()))
+
+
 def _modules_in(value: Any, seen: set[int]) -> Iterator[tuple[nn.Module, bool]]:
     """Modules that a value holds, and whether it holds a method of them."""
     level = [value]
@@ -94,10 +99,10 @@ def _modules_in(value: Any, seen: set[int]) -> Iterator[tuple[nn.Module, bool]]:
 
 def _reached_by(function: FunctionType) -> Iterator[nn.Module]:
     """Modules that a function calls, or whose parameters it reads, with all that they consist of."""
-    for holder, attribute, *_ in reached(function, {}):
+    for holder, attribute, _ in reached(function, {}):
         if not isinstance(holder, nn.Module):
-            inside = () if attribute or type(holder) in PLAIN else _modules_in(holder, set())
-            yield from (below for module, _ in inside for below in module.modules())
+            inside = () if attribute or type(holder) in PLAIN else modules_in(holder)
+            yield from (below for module in inside for below in module.modules())
         elif not attribute or attribute in GOES_THROUGH:
             yield from holder.modules()
         elif attribute in holder._parameters or attribute in holder._buffers:
