@@ -90,19 +90,19 @@ def _modules_in(value: Any, seen: set[int]) -> Iterator[tuple[nn.Module, bool]]:
             elif type(item) is FunctionType:
                 if id(item) not in seen and not is_standard(item):
                     seen.add(id(item))
-                    yield from ((module, False) for module in _reached_by(item))
+                    yield from ((module, False) for module in _reached_by(item, seen))
             elif id(item) not in seen and not isinstance(item, Tensor | type):
                 seen.add(id(item))
                 below += (part for part in _parts(item) if type(part) not in PLAIN)
         level = below
 
 
-def _reached_by(function: FunctionType) -> Iterator[nn.Module]:
+def _reached_by(function: FunctionType, seen: set[int]) -> Iterator[nn.Module]:
     """Modules that a function calls, or whose parameters it reads, with all that they consist of."""
     for holder, attribute, _ in reached(function, {}):
         if not isinstance(holder, nn.Module):
-            inside = () if attribute or type(holder) in PLAIN else modules_in(holder)
-            yield from (below for module in inside for below in module.modules())
+            inside = () if attribute or type(holder) in PLAIN else _modules_in(holder, seen)
+            yield from (below for module, _ in inside for below in module.modules())
         elif not attribute or attribute in GOES_THROUGH:
             yield from holder.modules()
         elif attribute in holder._parameters or attribute in holder._buffers:
