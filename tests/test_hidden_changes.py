@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -335,3 +336,133 @@ def test_a_fused_exported_model_can_be_fused() -> None:
     exported = torch.export.export(model, (images(),)).module()
     fused = reparam.fuse(reparam.fuse(exported))
     assert (fused(images()) - model(images())).abs().max() < 1e-10
+
+
+# --- hooks that use other modules than their own ---------------------------------------------------------------------
+
+
+class Gated(Two):
+    """A chain, and a gate before it that has a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.c, self.n = conv(1), conv(3), nn.BatchNorm2d(C)
+        self.seen: Any = None
+        self.register()
+
+    def register(self) -> None:
+        self.gate.register_forward_hook(self.hook)
+
+    def hook(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate(x)
+        return self.n(self.c(x)).relu() + gate
+
+
+class SetsAWeight(Gated):
+    def hook(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+        self.c.weight.data = torch.ones_like(self.c.weight) * output.mean()
+
+
+class WritesAStatistic(Gated):
+    def hook(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+        self.n.running_mean.fill_(float(output.mean()))
+
+
+class WritesByAMethod(Gated):
+    def hook(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+        self.rescale(output)
+
+    def rescale(self, output: Tensor) -> None:
+        self.n.weight.data = self.n.weight.data * 0 + output.std()
+
+
+class WritesByAFunction(Gated):
+    def register(self) -> None:
+        self.gate.register_forward_pre_hook(lambda module, args: fill(self.n, args[0]))
+
+
+def fill(norm: Any, value: Tensor) -> None:
+    norm.bias.data = torch.ones_like(norm.bias) * value.mean()
+
+
+class WritesByAPartial(Gated):
+    def register(self) -> None:
+        self.gate.register_forward_hook(functools.partial(filled, self.n))
+
+
+def filled(norm: Any, module: nn.Module, args: Any, output: Tensor) -> None:
+    fill(norm, output)
+
+
+class WritesByAnObject(Gated):
+    def register(self) -> None:
+        self.gate.register_forward_hook(Filler(self))
+
+
+class Filler:
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        fill(self.net.n, output)
+
+
+class ReadsAWeight(Gated):
+    def hook(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+        return output * self.c.weight.mean()
+
+
+class CallsAModule(Gated):
+    def hook(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+        return output + self.c(output)
+
+
+class SetsAnAttribute(Gated):
+    def hook(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+        self.seen = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, y = self.gate(x), self.both(x)
+        return gate + (y.relu() if self.seen is None else self.n(self.c(y * self.seen.sigmoid())))
+
+
+class OfItsChildren(Gated):
+    def register(self) -> None:
+        def shrink(module: Any, args: Any) -> None:
+            module[0].weight.data.clamp_(-0.01, 0.01)
+            module[-1].weight.data.clamp_(-0.5, 0.5)
+
+        self.a.register_forward_pre_hook(shrink)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.both(x).relu()
+
+
+HOOKED = [SetsAWeight, WritesAStatistic, WritesByAMethod, WritesByAFunction, WritesByAPartial, WritesByAnObject]
+
+
+@pytest.mark.parametrize(
+    "net", [*HOOKED, ReadsAWeight, CallsAModule, SetsAnAttribute, OfItsChildren], ids=lambda net: net.__name__
+)
+def test_hooks_that_use_other_modules(net: type[nn.Module]) -> None:
+    """In place: the hooks of a copy would go on using the modules of the original."""
+    model, other = ready(net()), ready(net())
+    fused = reparam.fuse(other, inplace=True)
+    for size in ((9, 11), (12, 8)):
+        for _ in range(2):
+            same(model, fused, images(size))
+
+
+class Collects(Gated):
+    def hook(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+        self.seen = {type(module).__name__: output.detach()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(self.n(self.c(x)).relu() + self.both(x))
+
+
+def test_hooks_that_keep_results_do_not_stop_fusing() -> None:
+    assert owned(stays_right(Collects()).odd)["norms"] == 0

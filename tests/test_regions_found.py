@@ -1315,3 +1315,17 @@ class OfIntegers(nn.Module):
 
 def test_an_image_of_integers_stays_one() -> None:
     becomes(ready(OfIntegers()).float(), torch.arange(2 * C * 16, dtype=torch.uint8).view(2, C, 4, 4), conv=1, calls=4)
+
+
+class WeightsInTheTypeOfTheInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(3), conv_norm(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = torch.tensor([0.3, 0.7], dtype=x.dtype)
+        return weights[0] * self.a(x) + weights[1] * self.b(x)
+
+
+def test_a_list_of_weights_in_the_type_of_the_input() -> None:
+    becomes(ready(WeightsInTheTypeOfTheInput()), *map(images, SIZES))

@@ -100,6 +100,24 @@ def test_a_function_that_reads_nothing_of_its_module_does_not_stop_fusing() -> N
     assert owned(stays_right(Scaled()).odd) == {"convs": 1, "linears": 0, "norms": 0}
 
 
+def test_functions_that_know_themselves() -> None:
+    class Repeats(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.n = conv(3), nn.BatchNorm2d(C)
+            kept = [self.c]
+
+            def repeat(x: Tensor, times: int) -> Tensor:
+                return x if not times else repeat(kept[0](x), times - 1)
+
+            self.repeat, self.times = repeat, {repeat: 1}
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.n(self.repeat(x, self.times[self.repeat])).relu()
+
+    stays_right(Repeats())
+
+
 def test_a_tap_in_a_list() -> None:
     class Taps(nn.Module):
         def __init__(self) -> None:
@@ -378,6 +396,7 @@ THROUGH_ALL: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "keys of the state": lambda m, y: y * len(m.k.state_dict()),
     "length of a chain": lambda m, y: y * len(m.k),
     "last of a chain": lambda m, y: y * (2 if isinstance(m.k[-1], nn.BatchNorm2d) else 1),
+    "names of a block": lambda m, y: y * (2 if "b" in dir(m.w) else 1),
     "registry of a block": lambda m, y: y * len(m.w._modules),
 }
 

@@ -44,7 +44,7 @@ def put_constants(net: Net) -> None:
             found = _of_rank(value, constants, shaped, shapes)
         if found is not None:
             constants[value] = found
-            if value.args and value.args[0] in shaped:
+            if value.args and isinstance(value.args[0], Value) and value.args[0] in shaped:
                 shaped.setdefault(value, shaped[value.args[0]])
     for value in shaped:
         meets = [[v for v in user.inputs if v not in constants] for user in value.users if user not in constants]

@@ -93,6 +93,8 @@ def noting_all(active: Sequence[_Tracer]) -> Iterator[None]:
     for name in ("modules", "named_modules"):
         noting(nn.Module, name, deep=True, tensors=False)
     noting(nn.Module, "state_dict", deep=True, tensors=True)
+    for tensors in (False, True):
+        noting(nn.Module, "__dir__", deep=False, tensors=tensors)
     for listing, methods in _LISTINGS:
         for name in methods:
             noting(listing, name, deep=False, tensors=False)
@@ -101,7 +103,7 @@ def noting_all(active: Sequence[_Tracer]) -> Iterator[None]:
     try:
         yield
     finally:
-        for kind, name, function in plain:
+        for kind, name, function in reversed(plain):
             setattr(kind, name, function)
         for name in _REGISTRIES:
             delattr(nn.Module, name)

@@ -72,6 +72,11 @@ def held_modules(model: nn.Module) -> Held:
     return Held(modules, bound)
 
 
+def modules_in(value: Any) -> Iterator[nn.Module]:
+    """Modules that a container or an object holds."""
+    return (module for module, _ in _modules_in(value, set()))
+
+
 def _modules_in(value: Any, seen: set[int]) -> Iterator[tuple[nn.Module, bool]]:
     """Modules that a value holds, and whether it holds a method of them."""
     level = [value]
@@ -85,18 +90,18 @@ def _modules_in(value: Any, seen: set[int]) -> Iterator[tuple[nn.Module, bool]]:
             elif type(item) is FunctionType:
                 if id(item) not in seen and not is_standard(item):
                     seen.add(id(item))
-                    yield from ((module, False) for module in _reached_by(item))
+                    yield from ((module, False) for module in _reached_by(item, seen))
             elif id(item) not in seen and not isinstance(item, Tensor | type):
                 seen.add(id(item))
                 below += (part for part in _parts(item) if type(part) not in PLAIN)
         level = below
 
 
-def _reached_by(function: FunctionType) -> Iterator[nn.Module]:
+def _reached_by(function: FunctionType, seen: set[int]) -> Iterator[nn.Module]:
     """Modules that a function calls, or whose parameters it reads, with all that they consist of."""
-    for holder, attribute, *_ in reached(function, {}):
+    for holder, attribute, _ in reached(function, {}):
         if not isinstance(holder, nn.Module):
-            inside = () if attribute or type(holder) in PLAIN else _modules_in(holder, set())
+            inside = () if attribute or type(holder) in PLAIN else _modules_in(holder, seen)
             yield from (below for module, _ in inside for below in module.modules())
         elif not attribute or attribute in GOES_THROUGH:
             yield from holder.modules()

@@ -11,6 +11,7 @@ from typing import Any, Protocol, final
 
 from torch import Tensor, fx, nn
 
+from reparam.graph.hooked import Hooked
 from reparam.graph.methods import Method
 from reparam.graph.sharing import with_own_graph
 from reparam.graph.space import Space
@@ -174,9 +175,11 @@ class Reading:
         unread: module paths that could not be read, with the reason.
         opaque: paths of modules that were not opened, with the reason.
         branching: paths of modules whose forward may do something else than what was read, with the reason.
+        hooked: what hooks use.
     """
 
     nets: tuple[Net, ...]
     unread: Mapping[str, Unread]
     opaque: Mapping[str, str]
     branching: Mapping[str, str]
+    hooked: Hooked

@@ -59,6 +59,22 @@ class Options:
         """Whether a module is one of those to which fusing is confined."""
         return self.only is None or matches(self.only, path, module)
 
+    def only_paths(self, model: nn.Module) -> frozenset[str] | None:
+        """Paths of the modules to which fusing is confined; None if it is not confined."""
+        if self.only is None:
+            return None
+        modules = model.named_modules(remove_duplicate=False)
+        return frozenset(path for path, module in modules if self.includes(path, module))
+
+
+def within(path: str, places: frozenset[str]) -> bool:
+    """Whether a path is one of some places, or below one of them."""
+    while path not in places:
+        if not path:
+            return False
+        path = path.rpartition(".")[0]
+    return True
+
 
 def matches(chosen: tuple[Rule, ...], path: str, module: nn.Module) -> bool:
     """Whether one of the rules holds for a module."""

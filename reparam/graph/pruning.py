@@ -33,9 +33,7 @@ class Pruning:
                 chosen, formula = fewer, rebuilt
         return chosen, formula
 
-    def in_order(
-        self, reader: Value, chosen: dict[Value, None], formula: Affine
-    ) -> tuple[dict[Value, None], Affine]:
+    def in_order(self, reader: Value, chosen: dict[Value, None], formula: Affine) -> tuple[dict[Value, None], Affine]:
         """A step that would need another order of the axes, without the first values, which bring that about."""
         if not any(conv.order is not None for conv in formula.terms.values()):
             return chosen, formula

@@ -17,8 +17,10 @@ from reparam.graph.bytecode import MOST, names, nested, steps
 from reparam.graph.contents import content
 from reparam.graph.entry_methods import STANDARD
 
+ELEMENT: Final = "[]"  # any of what a module holds
 GOES_THROUGH: Final = frozenset(
     (
+        ELEMENT,
         "__call__", "apply", "buffers", "children", "forward", "get_parameter", "get_submodule", "load_state_dict",
         "modules", "named_buffers", "named_children", "named_modules", "named_parameters", "parameters", "state_dict",
         "_buffers", "_modules", "_parameters",
@@ -26,6 +28,7 @@ GOES_THROUGH: Final = frozenset(
 )  # fmt: skip
 _LOADS: Final = ("LOAD_FAST", "LOAD_DEREF", "LOAD_CLASSDEREF")
 _ATTRIBUTES: Final = ("LOAD_ATTR", "LOAD_METHOD")
+_CONSTANTS: Final = ("LOAD_CONST", "LOAD_SMALL_INT")
 _BETWEEN: Final = ("COPY", "PUSH_NULL", "CACHE")
 _METHODS: Final = 32  # that are looked into for one function
 
@@ -36,7 +39,6 @@ class Reached(NamedTuple):
     holder: Any
     attribute: str
     is_set: bool
-    given: bool
 
 
 def reached(function: FunctionType, given: Mapping[str, Any]) -> Iterator[Reached]:
@@ -61,7 +63,7 @@ def reached(function: FunctionType, given: Mapping[str, Any]) -> Iterator[Reache
                 if method is not None and not is_set:
                     pending.append((method, {**_known(method), method.__code__.co_varnames[0]: holder}))
                 else:
-                    yield Reached(holder, attribute, is_set, current is function and name in given and not path)
+                    yield Reached(holder, attribute, is_set)
 
 
 def is_standard(function: FunctionType) -> bool:
@@ -84,15 +86,24 @@ def _follow(start: Any, path: tuple[str, ...]) -> tuple[Any, str]:
     """The last module or object on a path of attributes, and the first name that leads to none."""
     holder = start
     if not hasattr(start, "__dict__"):
-        return start, "".join(path[:1])
+        return start, ""
     for name in path:
-        scripted = isinstance(holder, torch.jit.ScriptModule)
-        inside = {} if scripted else vars(holder) if not isinstance(holder, nn.Module) else holder._modules
-        below = inside.get(name)
+        below = _inside(holder).get(name)
         if below is None or not (isinstance(below, nn.Module) or hasattr(below, "__dict__")):
             return holder, name
         holder = below
     return holder, ""
+
+
+def _inside(holder: Any) -> Mapping[str, Any]:
+    """The children of a module, also by their positions; the attributes of an object."""
+    if isinstance(holder, torch.jit.ScriptModule):
+        return {}
+    if not isinstance(holder, nn.Module):
+        attributes: dict[str, Any] = vars(holder)
+        return attributes
+    from_behind = {f"-{at}": child for at, child in enumerate(reversed(holder._modules.values()), 1)}
+    return {**from_behind, **holder._modules}
 
 
 def _method(holder: Any, name: str) -> FunctionType | None:
@@ -113,12 +124,25 @@ def _uses(code: CodeType, variable: str) -> frozenset[tuple[tuple[str, ...], boo
         for at, (load, value, _) in enumerate(instructions):
             if value != variable or not (load.startswith(_LOADS) or load in ("LOAD_GLOBAL", "LOAD_NAME")):
                 continue
-            path: list[str] = []
-            rest = iter(instructions[at + 1 :])
-            following = next(rest, ("", "", ""))
-            while following[0] in _ATTRIBUTES:
-                path.append(str(following[1]))
-                following = next(rest, ("", "", ""))
-            is_set = following[0] == "STORE_ATTR"
-            found.add(((*path, str(following[1])) if is_set else tuple(path), is_set))
+            found.add(_path(instructions[at + 1 :]))
     return frozenset(found)
+
+
+def _path(instructions: list[tuple[str, Any, str]]) -> tuple[tuple[str, ...], bool]:
+    """The attributes and indices that are read one after the other; whether one is set in the end."""
+    path: list[str] = []
+    at = 0
+    while at < len(instructions):
+        name, value, _ = instructions[at]
+        following = instructions[at + 1] if at + 1 < len(instructions) else ("", "", "")
+        if name in _ATTRIBUTES:
+            path.append(str(value))
+        elif name == "GET_ITER":
+            return (*path, ELEMENT), False
+        elif name.startswith("LOAD_") and (following[0] == "BINARY_SUBSCR" or following[2] == "[]"):
+            path.append(str(value) if name in _CONSTANTS else ELEMENT)
+            at += 1
+        else:
+            return ((*path, str(value)), True) if name == "STORE_ATTR" else (tuple(path), False)
+        at += 1
+    return tuple(path), False

@@ -3,6 +3,7 @@
 import operator
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -14,6 +15,7 @@ from reparam.graph.apart import taken_apart
 from reparam.graph.arguments import HOLE, default_arguments
 from reparam.graph.constants import put_constants
 from reparam.graph.examples import Call, Examples
+from reparam.graph.hooked import used_by_hooks
 from reparam.graph.items import read_before
 from reparam.graph.leaves import CLOSED, SHARED, hooks, is_leaf
 from reparam.graph.likeness import Likeness
@@ -25,6 +27,7 @@ from reparam.graph.structures import NOTHING, key_of, pick, resolve, spec_of, va
 from reparam.graph.trace import Trace, trace
 from reparam.graph.unread import Unread
 
+SET_BY_HOOK: Final = "its forward reads what a hook sets"
 WRAPPERS: Final = (nn.DataParallel, DistributedDataParallel, AveragedModel)  # they call one child as it is
 
 
@@ -47,6 +50,7 @@ class _Reader:
         self.pending: list[tuple[nn.Module, str]] = []
         self.kept: list[Any] = []
         self.likeness = Likeness(model)
+        self.hooked = used_by_hooks(model)
         self.alike: dict[Any, Trace] = {}
 
     def read(self) -> Reading:
@@ -85,7 +89,7 @@ class _Reader:
             if result.several:
                 self.branching[path] = result.several
             nets.append(self._open(module, path, result, calls))
-        return Reading(tuple(nets), dict(self.unread), dict(self.opaque), dict(self.branching)), calls
+        return Reading(tuple(nets), dict(self.unread), dict(self.opaque), dict(self.branching), self.hooked), calls
 
     def _children_later(self, module: nn.Module, path: str, written: Collection[type] = ()) -> None:
         """Children of what cannot be read are read on their own, but for classes whose attributes it sets."""
@@ -122,6 +126,8 @@ class _Reader:
                 traced = trace(module, arguments, Examples(self.calls, path))
             if isinstance(traced, Trace) and traced.otherwise:
                 traced = settled(traced, lambda net, frame: self._run(net, frame, Counter()))
+            if isinstance(traced, Trace) and id(module) in self.hooked.forwards:
+                traced = replace(traced, doubtful=SET_BY_HOOK)
             self.traces[key] = traced
             self.kept.append(module)
         return self.traces[key]

@@ -15,7 +15,7 @@ from reparam.graph.generated import SOURCE, has_generated_methods
 from reparam.graph.held import held_modules
 from reparam.graph.leaves import EXCLUDED, OUTSIDE, hooks
 from reparam.graph.net import Frame, Net, Reading, Value
-from reparam.graph.options import Options
+from reparam.graph.options import Options, within
 from reparam.graph.placing import Mode, Place, Site
 from reparam.graph.signatures import parameters_of
 from reparam.graph.source import fixed_signature
@@ -33,7 +33,7 @@ class Limits:
 
     def __init__(self, model: nn.Module, reading: Reading, options: Options) -> None:
         self.options = options
-        self._only = _only(model, options)
+        self._only = options.only_paths(model)
         self.entries = EntryPoints()
         self._uncalled = Uncalled(frame for net in reading.nets for frame in net.frames)
         self._editable: dict[Frame, str] = {}
@@ -45,6 +45,7 @@ class Limits:
         norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase))
         self._changing = {id(buffer) for norm in norms if norm.training for buffer in norm.buffers()}
         self._asked = Asked(model, reading)
+        self._hooked = reading.hooked.weights
         self._surveys = Surveys(reading, model)
         self._read_by_unread = {
             f"{path}.{name.rpartition('.')[0]}" if path else name.rpartition(".")[0]: path or "the model"
@@ -72,11 +73,15 @@ class Limits:
             return EXCLUDED
         if module is not None and value.path in self._read_by_unread:
             return f"its parameters are read by the forward of {self._read_by_unread[value.path]}"
+        if self._hooked:
+            hooked = self._hooked.get(id(module), self._hooked.get(id(value.frame.module)))
+            if hooked is not None:
+                return f"a hook of {hooked or 'the model'} uses its weights or settings"
         if self._changing and any(id(tensor) in self._changing for tensor in value.tensors()):
             return "a norm in training mode changes its statistics"
         if self.options.exclude and self._excluded(value.frame):
             return EXCLUDED
-        if self._only is not None and not _within(value.path, self._only):
+        if self._only is not None and not within(value.path, self._only):
             return OUTSIDE
         return ""
 
@@ -274,23 +279,6 @@ def _still_reads(reader: Frame, members: set[Value]) -> bool:
         if node.op == "get_attr" and (str(node.target).startswith("_constant") or "." in str(node.target)):
             found += [user for user in node.users if user not in nodes]
     return bool(found)
-
-
-def _only(model: nn.Module, options: Options) -> frozenset[str] | None:
-    """Paths of the modules to which fusing is confined; None if it is not confined."""
-    if options.only is None:
-        return None
-    modules = model.named_modules(remove_duplicate=False)
-    return frozenset(path for path, module in modules if options.includes(path, module))
-
-
-def _within(path: str, places: frozenset[str]) -> bool:
-    """Whether a path is one of some places, or below one of them."""
-    while path not in places:
-        if not path:
-            return False
-        path = path.rpartition(".")[0]
-    return True
 
 
 def _entangled(path: str, exposed: Mapping[str, list[Frame]]) -> bool:
