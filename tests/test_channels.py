@@ -139,3 +139,23 @@ def test_a_norm_that_went_back_counts_once() -> None:
 
 def test_a_norm_behind_a_joint_of_which_one_part_is_not_linear_stays() -> None:
     becomes(wide(JoinedNorm()), torch.randn(2, 8, 7, 6, dtype=torch.float64), layers=3, norms=1)
+
+
+class Shifted(nn.Module):
+    """A pool with stride and the same one place further, side by side: their sizes agree for even inputs only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(1, 2)
+        self.first, self.second = nn.Conv2d(6, 3, 1, bias=False), nn.Conv2d(6, 3, 1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(x)
+        return self.norm(torch.cat([self.first(self.pool(x)), self.second(self.pool(x[:, :, 1:, 1:]))], 1))
+
+
+def test_a_norm_behind_parts_whose_sizes_agree_for_even_inputs_goes_into_each() -> None:
+    model = wide(Shifted())
+    for size in ((8, 10), (12, 8)):
+        becomes(model, torch.randn(2, 6, *size, dtype=torch.float64), layers=2, norms=0)
