@@ -21,7 +21,7 @@ CHANGES: Final = frozenset(("append", "appendleft", "extend", "insert", "update"
 MATCHES: Final = "its forward matches values by their classes"
 NONE_TESTS: Final = tuple(name for name in dis.opmap if name == "IS_OP" or name.endswith("_NONE"))
 _WRITES: Final = ("STORE_SUBSCR", "DELETE_SUBSCR", "BINARY_OP")
-_CODES: Final[dict[tuple[type, str], "Code"]] = {}
+_CODES: Final[dict[tuple[object, ...], "Code"]] = {}
 
 
 @final
@@ -57,11 +57,11 @@ def forget_code() -> None:
     _CODES.clear()
 
 
-def code_of(kind: type, method: str = "forward") -> Code:
-    """What stands in the code of a method of a class, and in what it calls."""
-    key = (kind, method)
+def code_of(kind: type, method: str = "forward", held: tuple[FunctionType, ...] = ()) -> Code:
+    """What stands in the code of a method of a class, in what it calls, and in functions that attributes hold."""
+    key = (kind, method, *(function.__code__ for function in held))
     if key not in _CODES:
-        functions = tuple(functions_of(methods_of(kind, method)))
+        functions = tuple(functions_of((*methods_of(kind, method), *held)))
         codes = [(function, code) for function in functions for code in nested(function.__code__)]
         doubtful = COMPARES if any(_compares_values(code) for _, code in codes) else ""
         doubtful = MATCHES if any(has(code, "MATCH_CLASS") for _, code in codes) else doubtful
@@ -172,6 +172,8 @@ def _asks_none(code: CodeType) -> bool:
 
 @lru_cache(maxsize=MOST)
 def _asks_class(code: CodeType) -> bool:
+    if "_get_name" in code.co_names:
+        return True
     if "__class__" not in code.co_names:
         return False
     found = steps(code)

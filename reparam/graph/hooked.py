@@ -42,10 +42,13 @@ def used_by_hooks(model: nn.Module) -> Hooked:
     """What the hooks of all modules of a model use."""
     weights: dict[int, str] = {}
     forwards: dict[int, str] = {}
-    for path, module in model.named_modules():
+    hooked = [(path, m) for path, m in model.named_modules() if m._forward_pre_hooks or m._forward_hooks]
+    modules = list(model.modules()) if hooked else []
+    owners = {id(t): m for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None}
+    for path, module in hooked:
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             for found in _reached_by(hook, module):
-                for used in _weights(found):
+                for used in _weights(found, owners):
                     weights.setdefault(id(used), path)
                 if _reads(found):
                     forwards.setdefault(id(found.holder), path)
@@ -76,10 +79,13 @@ def _reached_by(hook: Callable[..., Any], module: nn.Module) -> Iterator[Reached
                 yield found
 
 
-def _weights(found: Reached) -> Iterator[nn.Module]:
-    """Modules of which weights or settings are used."""
+def _weights(found: Reached, owners: Mapping[int, nn.Module]) -> Iterator[nn.Module]:
+    """Modules of which weights or settings are used; ``owners`` of tensors by identity."""
     holder, attribute, is_set = found
-    if not isinstance(holder, nn.Module):
+    tensor = holder if isinstance(holder, Tensor) or not attribute else getattr(holder, "__dict__", {}).get(attribute)
+    if isinstance(tensor, Tensor):
+        yield from filter(None, [owners.get(id(tensor))])
+    elif not isinstance(holder, nn.Module):
         inside = () if attribute else modules_in(holder)
         yield from (below for module in inside for below in module.modules())
     elif attribute in _CHANGES_ALL or not attribute:

@@ -108,6 +108,7 @@ def _inside(holder: Any) -> Mapping[str, Any]:
 
 def _method(holder: Any, name: str) -> FunctionType | None:
     """A method of a class that is not torch's; None if the name is that of something else."""
+    name = name or ("" if isinstance(holder, nn.Module | FunctionType) else "__call__")
     found = inspect.getattr_static(type(holder), name, None) if name else None
     found = found.fget if isinstance(found, property) else found
     if not isinstance(found, FunctionType) or name == "forward" or is_standard(found):

@@ -5,6 +5,7 @@ Parameters stay concrete while tracing, so that generated weights become constan
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import FunctionType
 from typing import Any, Final, final
 
 import torch
@@ -233,7 +234,8 @@ def _attempt(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | U
 def _record(tracer: Tracer, arguments: ArgumentSpec, method: str) -> "Trace | Unread | _Raised":
     module = tracer.root
     snapshot = tracer.snapshot = Snapshot(module)
-    code = tracer.code = code_of(type(module), method)
+    held = tuple(value for value in vars(module).values() if type(value) is FunctionType)
+    code = tracer.code = code_of(type(module), method, held)
     inputs: dict[str, fx.Node] = {}
     try:
         with torch.enable_grad():
