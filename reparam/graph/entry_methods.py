@@ -1,6 +1,7 @@
 """Methods of a class beside its forward, from its code alone: those that the forward calls, and those it does not."""
 
 import inspect
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType
@@ -93,9 +94,14 @@ def functions_of(functions: Iterable[FunctionType], *, of_other_files: bool = Fa
         seen.add(id(function))
         yield function
         for name in names(function.__code__):
-            called = function.__globals__.get(name)
-            if isinstance(called, FunctionType) and (of_other_files or called.__globals__ is function.__globals__):
-                pending.append(called)
+            called = (f for f in _table(function.__globals__.get(name)) if isinstance(f, FunctionType))
+            pending += (f for f in called if of_other_files or f.__globals__ is function.__globals__)
+
+
+def _table(value: Any) -> Iterable[Any]:
+    """What a global variable holds: elements of a dict, list or tuple, or itself."""
+    elements = value.values() if type(value) is dict else value if type(value) in (list, tuple) else (value,)
+    return itertools.islice(elements, _HELPERS)
 
 
 def is_entry_point(name: str, calls: int, outer: bool) -> bool:
