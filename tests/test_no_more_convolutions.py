@@ -73,6 +73,24 @@ def test_a_norm_does_not_go_through_a_pool_that_changes_constants(pool: Callable
     becomes(model, *calls, conv=1, norm=1)
 
 
+@pytest.mark.parametrize("mean", [lambda x: x.mean((2, 3)), lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1)])
+def test_a_shift_goes_through_a_mean_into_the_linear_layer_behind_it(mean: Callable[[Tensor], Tensor]) -> None:
+    """Alone, it is no scale: the layer keeps its weight and gets another bias."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.shift = nn.Parameter(torch.ones(1, C, 1, 1)), nn.Parameter(torch.zeros(1, C, 1, 1))
+            self.head = nn.Linear(C, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(mean(x * self.scale + self.shift))
+
+    model = ready(Shifted())
+    fused = becomes(model, *calls, linear=1)
+    assert count(fused, calls[0])["calls"] < count(model, calls[0])["calls"]
+
+
 def test_the_norm_of_a_pool_that_reads_otherwise_stays() -> None:
     """The pool is read by two: the convolution in front of it cannot have two norms."""
 

@@ -50,6 +50,9 @@ def wrapped(formula: Affine, value: Value, wrap: Wrap, scale: Affine) -> Affine 
 
 
 def _slice(conv: Conv, wrap: Wrap, axes: int) -> Conv:
+    """The channels of a scale that apply; of a shift alone, the identity."""
+    if conv.identity:
+        return identity(wrap.channels, axes)
     weight = None if conv.weight is None else conv.weight.reshape(-1)[wrap.start : wrap.start + wrap.channels]
     return diagonal(wrap.channels, axes, weight)
 
