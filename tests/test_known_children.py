@@ -259,3 +259,28 @@ def test_an_input_is_not_callable() -> None:
     fused = fuse_purely(model)
     same(model, fused, images())
     same(model, fused, images)
+
+
+def test_a_child_that_is_given_a_list_is_not_gone_through() -> None:
+    """Whether it changes the list is asked by going through its modules, which is no question of the forward."""
+
+    class Mixes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Sum(), Sum()
+
+        def forward(self, maps: list[Tensor]) -> list[Tensor]:
+            return [self.first(maps[0]), self.second(maps[1])]
+
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixes = Mixes()
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return self.mixes([x, x.relu()])  # type: ignore[no-any-return]
+
+    model = ready(Mixing())
+    fused = fuse_purely(model)
+    same(model, fused, images())
+    assert owned(fused)["convs"] == 2

@@ -1,6 +1,5 @@
 """Notices where a forward goes through all of a module: its children, its parameters, or both of all within it."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, Protocol, final
@@ -77,33 +76,32 @@ def noting_all(active: Sequence[_Tracer]) -> Iterator[None]:
     """While it lasts, the tracer at work hears of what goes through all of a module."""
     plain: list[tuple[type, str, Callable[..., Any]]] = []
 
-    def noting(kind: type, name: str, *, deep: bool, tensors: bool) -> None:
+    def noting(kind: type, name: str, *tensors: bool, deep: bool = False) -> None:
         function: Callable[..., Any] = vars(kind)[name]
         plain.append((kind, name, function))
 
         def noted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if active and sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] != "torch":
-                active[-1].going_through.note(module, deep=deep, tensors=tensors)
+            for kinds in tensors if active and asked_by_user(2) else ():
+                active[-1].going_through.note(module, deep=deep, tensors=kinds)
             return function(module, *args, **kwargs)
 
         setattr(kind, name, noted)
 
     for name in ("children", "named_children"):
-        noting(nn.Module, name, deep=False, tensors=False)
+        noting(nn.Module, name, False)
     for name in ("modules", "named_modules"):
-        noting(nn.Module, name, deep=True, tensors=False)
-    noting(nn.Module, "state_dict", deep=True, tensors=True)
-    for tensors in (False, True):
-        noting(nn.Module, "__dir__", deep=False, tensors=tensors)
+        noting(nn.Module, name, False, deep=True)
+    noting(nn.Module, "state_dict", True, deep=True)
+    noting(nn.Module, "__dir__", False, True)
     for listing, methods in _LISTINGS:
         for name in methods:
-            noting(listing, name, deep=False, tensors=False)
+            noting(listing, name, False)
     for name in _REGISTRIES:
         setattr(nn.Module, name, _registry(name, active))
     try:
         yield
     finally:
-        for kind, name, function in reversed(plain):
+        for kind, name, function in plain:
             setattr(kind, name, function)
         for name in _REGISTRIES:
             delattr(nn.Module, name)
