@@ -73,6 +73,22 @@ def test_a_norm_does_not_go_through_a_pool_that_changes_constants(pool: Callable
     becomes(model, *calls, conv=1, norm=1)
 
 
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: F.avg_pool2d(x, kernel_size=(x.size(2), x.size(3))),
+        lambda x: F.avg_pool2d(x, 2, stride=(x.size(2) // 2, 3)),
+        lambda x: F.max_pool2d(x, (x.size(2), 1)),
+        lambda x: F.max_pool2d(x, 1, [x.size(2) // 2, 1]),
+    ],
+    ids=["average", "stride", "maximum", "single elements"],
+)
+def test_a_pool_whose_window_depends_on_the_input_is_left_alone(pool: Callable[[Tensor], Tensor]) -> None:
+    """An entry of its window is no number, and what is around it is fused."""
+    model = ready(nn.Sequential(conv(3, C, 8), nn.BatchNorm2d(8), nn.ReLU(), Called(pool), conv(1, 8, C)))
+    becomes(model, *calls, conv=2, norm=0)
+
+
 @pytest.mark.parametrize("mean", [lambda x: x.mean((2, 3)), lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1)])
 def test_a_shift_goes_through_a_mean_into_the_linear_layer_behind_it(mean: Callable[[Tensor], Tensor]) -> None:
     """Alone, it is no scale: the layer keeps its weight and gets another bias."""

@@ -72,6 +72,11 @@ def per_axis(value: Any, axes: int) -> Ints:
     return values * axes if len(values) == 1 else values
 
 
+def depends_on_input(option: object) -> bool:
+    """Whether an argument is computed from the input, or one of its entries is."""
+    return any(isinstance(item, Value) for item in (option if isinstance(option, list | tuple) else (option,)))
+
+
 def numbers_of(read: Callable[[], Tensor | None]) -> Numbers:
     """The numbers of a tensor that is read when they are asked for."""
 

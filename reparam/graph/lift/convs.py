@@ -7,7 +7,17 @@ from torch import Tensor, nn
 from reparam.algebra import Border, Conv, Ints, Refusal
 from reparam.graph.calls import argument, held_shape, name_of, stock, tensor_input
 from reparam.graph.kinds import CONVS, TRANSPOSED_CONVS, asks_size
-from reparam.graph.lift.base import Known, Lifted, bias_of, generated, numbers_of, per_axis, shape_text, weight_of
+from reparam.graph.lift.base import (
+    Known,
+    Lifted,
+    bias_of,
+    depends_on_input,
+    generated,
+    numbers_of,
+    per_axis,
+    shape_text,
+    weight_of,
+)
 from reparam.graph.net import Value
 from reparam.graph.operation import Numbers, Operation
 from reparam.graph.sizes import of_sizes_alone
@@ -139,7 +149,7 @@ def conv_function(value: Value, known: Known) -> Lifted:
     else:
         names = enumerate(("dilation", "transposed", "output_padding", "groups"), 5)
         options |= {name: argument(value, place, name) for place, name in names}
-    if any(_depends(option) for option in options.values()):
+    if any(depends_on_input(option) for option in options.values()):
         return Refusal("conv_after_conv", "its stride, padding, dilation or number of groups depends on the input")
     return _convolution(
         source,
@@ -149,7 +159,3 @@ def conv_function(value: Value, known: Known) -> Lifted:
         made=generated(value, weight),
         **options,
     )
-
-
-def _depends(option: Any) -> bool:
-    return isinstance(option, Value) or (isinstance(option, list | tuple) and any(isinstance(o, Value) for o in option))

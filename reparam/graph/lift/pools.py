@@ -9,7 +9,7 @@ from reparam.algebra import Refusal
 from reparam.algebra.sources import pool_is_conv
 from reparam.graph.average_pools import AveragePool, average_pool
 from reparam.graph.calls import argument, name_of, stock, tensor_input
-from reparam.graph.lift.base import Known, Lifted, passed, per_axis, shape_text
+from reparam.graph.lift.base import Known, Lifted, depends_on_input, passed, per_axis, shape_text
 from reparam.graph.net import Value
 from reparam.graph.operation import Operation
 from reparam.graph.sizes import readings, spatial_sizes
@@ -31,7 +31,7 @@ def pool(value: Value, known: Known) -> Lifted:
     space = known.space(source)
     if source is None or space is None or space.axes != axes:
         return Refusal("pool_is_conv", "the channels of the pooled value are not known", "give example_inputs")
-    if any(isinstance(option, Value) for option in (size, stride, padding)):
+    if any(map(depends_on_input, (size, stride, padding))):
         return Refusal("pool_is_conv", "its window depends on the input")
     kernel = per_axis(size, axes)
     conv = pool_is_conv(
@@ -70,7 +70,7 @@ def _single_maximum(value: Value) -> tuple[int, Any] | None:
         stride, padding = argument(value, 2, "stride"), argument(value, 3, "padding", 0)
     else:
         return None
-    if any(isinstance(option, Value) for option in (size, stride, padding)):
+    if any(map(depends_on_input, (size, stride, padding))):
         return None
     if set(per_axis(size, axes)) != {1} or any(per_axis(padding, axes)):
         return None
