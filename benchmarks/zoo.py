@@ -292,7 +292,8 @@ def reasons(fused: nn.Module, plan: Any) -> list[str]:
     for path in left:
         parents = [path.rsplit(".", depth)[0] for depth in range(1, path.count(".") + 1)]
         refusal = next((r for place in (path, *parents) for r in refusals.get(place, ())), None)
-        found[f"{refusal.rule}: {refusal.condition}" if refusal else "no reason given"].append(path)
+        reason = without_folders(f"{refusal.rule}: {refusal.condition}") if refusal else "no reason given"
+        found[reason].append(path)
     return [
         f"{len(paths)} × {reason} ({paths[0]})"
         for reason, paths in sorted(found.items(), key=lambda item: -len(item[1]))
